@@ -1,0 +1,95 @@
+# The one door to the project; `make help` lists the targets. A fresh machine needs python3, g++ and make:
+# the virtual environment and the native build are made, and made again when their sources change.
+PYTHON   ?= python3
+VENV     ?= .venv
+SANITIZE ?= address,undefined
+
+BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+NATIVE := $(shell find include src -type f 2>/dev/null)
+STRESS := $(patsubst tests/cpp/%.cpp,build/cpp/%,$(wildcard tests/cpp/stress_*.cpp))
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: demo test test-core test-emulator test-adapters test-installs lint format bench sanitize torture wheel clean help
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+demo: $(VENV)/.extra-cli $(VENV)/.built  ## make a click log, train on it, evict, save, reload and verify, in under 3 minutes
+	$(BIN)/python -m embstore demo
+
+test: test-emulator test-adapters test-core  ## all tests but the torture
+
+test-core: $(VENV)/.extra-test $(VENV)/.built  ## the CPU engine, the policies and the tools (4 minutes)
+	$(PYTEST) -m "not torture" --ignore=tests/emulator --ignore=tests/adapters
+
+test-emulator test-adapters: test-%: $(VENV)/.extra-test $(VENV)/.built
+	@if [ -d tests/$* ]; then $(PYTEST) -m "not torture" tests/$*; \
+	else echo "SKIPPED: make test-$*: there are no tests of this kind yet (no folder tests/$*)"; fi
+
+test-emulator:  ## the GPU engine on the CPU emulator
+
+test-adapters:  ## the framework adapters, for each framework that is installed
+
+test-installs:  ## pip install ., -e ., wheel and sdist in clean environments, for each Python found
+	$(PYTHON) .ci/installs.py
+
+lint: $(VENV)/.extra-lint $(VENV)/.built  ## ruff, mypy, stubtest, clang-format, cython-lint, C++ warnings, forbidden calls
+	PATH="$(abspath $(BIN)):$$PATH" .ci/lint
+
+format: $(VENV)/.extra-lint  ## write the sources as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find include src tests bench -type f -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null | xargs $(BIN)/clang-format -i
+
+bench: $(VENV)/.extra-test $(VENV)/.built  ## every benchmark, printed as ratios
+	@if [ -d bench ]; then $(BIN)/python -m bench; else echo "SKIPPED: make bench: there is no folder bench yet"; fi
+
+sanitize: $(VENV)/.extra-test  ## test-core under SANITIZE=address,undefined (the default) or SANITIZE=thread
+	PATH="$(abspath $(BIN)):$$PATH" .ci/sanitize $(SANITIZE)
+
+torture: $(VENV)/.extra-test $(VENV)/.built $(STRESS)  ## the long tests: random programs, stress, kill loops
+	@for program in $(STRESS); do echo "$$program"; $$program || exit 1; done
+	$(PYTEST) -m torture --ignore=tests/emulator --ignore=tests/adapters
+
+build/cpp/%: tests/cpp/%.cpp $(VENV)/.built
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -O2 -pthread -Iinclude $< -o $@ -Lembstore -l:libembstore.so -Wl,-rpath,$(abspath embstore)
+
+wheel: $(VENV)/.extra-lint  ## sdist and wheel into dist/, their contents checked
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) $(BIN)/python -m build --outdir dist
+	$(BIN)/python .ci/check_dist.py dist
+
+clean:  ## remove everything that was built, the virtual environment too
+	rm -rf build dist $(VENV) *.egg-info embstore/*.so .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One virtual environment; a stamp for each thing that was installed into it.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("embstore needs Python 3.11 or newer; name one by make PYTHON=python3.11")'
+	@echo "embstore: making $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "embstore needs the module venv of Python; install it, e.g. 'apt install python3-venv'"; exit 1; }
+	@touch $@
+
+$(VENV)/.build-tools: pyproject.toml $(VENV)/.made
+	@echo "embstore: installing build tools, embstore and what it needs into $(VENV)"
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > $@.txt
+	@$(PIP) -r $@.txt
+	@touch $@
+
+$(VENV)/.installed: setup.py $(VENV)/.build-tools
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.built: $(NATIVE) $(VENV)/.installed
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.extra-%: $(VENV)/.installed
+	@echo "embstore: installing the extra '$*' into $(VENV)"
+	@$(PIP) 'embstore[$*]'
+	@touch $@

@@ -1,0 +1,157 @@
+"""embstore: a dynamic store from 64-bit ids to embedding rows, as a library.
+
+What needs the native library is imported at its first use, so that reading data, policies and
+the help of the command line do not load it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from embstore._config import get_include, show_config
+from embstore._version import __version__
+from embstore.engines.types import (
+    ApplyReport,
+    AssignReport,
+    Candidates,
+    Changes,
+    EvictReport,
+    FindResult,
+    KeyStatus,
+    PlanReport,
+    Rows,
+)
+from embstore.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CapacityError,
+    CheckpointError,
+    CheckpointMismatchError,
+    ClosedTableError,
+    CorruptCheckpointError,
+    DataError,
+    EmbstoreError,
+    EmbstoreWarning,
+    ForkError,
+    InternalError,
+    MissingKeyError,
+    NonFiniteError,
+    OutOfMemoryError,
+    TicketError,
+)
+from embstore.policies import (
+    FTRL,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Admission,
+    BloomAdmission,
+    CapacityEviction,
+    Constant,
+    CounterAdmission,
+    Eviction,
+    FrequencyEviction,
+    Initializer,
+    L2Eviction,
+    Normal,
+    Optimizer,
+    RowWiseAdagrad,
+    StepEviction,
+    TruncatedNormal,
+    Uniform,
+)
+
+if TYPE_CHECKING:
+    from embstore._core import num_threads, set_num_threads
+    from embstore.batch import Batch, FeatureBatch, PooledBatch
+    from embstore.store import Store
+    from embstore.table import Table
+
+FOUND = KeyStatus.FOUND
+INSERTED = KeyStatus.INSERTED
+PENDING = KeyStatus.PENDING
+REFUSED = KeyStatus.REFUSED
+
+__all__ = [
+    "FOUND",
+    "FTRL",
+    "INSERTED",
+    "PENDING",
+    "REFUSED",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Admission",
+    "ApplyReport",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "AssignReport",
+    "Batch",
+    "BloomAdmission",
+    "Candidates",
+    "CapacityError",
+    "CapacityEviction",
+    "Changes",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "ClosedTableError",
+    "Constant",
+    "CorruptCheckpointError",
+    "CounterAdmission",
+    "DataError",
+    "EmbstoreError",
+    "EmbstoreWarning",
+    "EvictReport",
+    "Eviction",
+    "FeatureBatch",
+    "FindResult",
+    "ForkError",
+    "FrequencyEviction",
+    "Initializer",
+    "InternalError",
+    "KeyStatus",
+    "L2Eviction",
+    "MissingKeyError",
+    "NonFiniteError",
+    "Normal",
+    "Optimizer",
+    "OutOfMemoryError",
+    "PlanReport",
+    "PooledBatch",
+    "RowWiseAdagrad",
+    "Rows",
+    "StepEviction",
+    "Store",
+    "Table",
+    "TicketError",
+    "TruncatedNormal",
+    "Uniform",
+    "__version__",
+    "get_include",
+    "num_threads",
+    "set_num_threads",
+    "show_config",
+]
+
+_HOMES = {
+    "Batch": "embstore.batch",
+    "FeatureBatch": "embstore.batch",
+    "PooledBatch": "embstore.batch",
+    "Store": "embstore.store",
+    "Table": "embstore.table",
+    "num_threads": "embstore._core",
+    "set_num_threads": "embstore._core",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'embstore' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

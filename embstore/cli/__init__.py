@@ -1,0 +1,69 @@
+"""The command ``embstore``: one file per command, imported when it runs.
+
+Exit codes: 0 done, 1 a check failed (`verify`, `demo`), 2 the input is wrong, 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NoReturn, TypeAlias
+
+from embstore._version import __version__
+from embstore.errors import EmbstoreError
+
+COMMANDS = {
+    "train": "train a DeepFM on Parquet data with its embeddings in the store",
+    "demo": "make a click log, train on it, evict, save, reload in a new process and compare",
+    "info": "print what a checkpoint holds",
+    "verify": "read a checkpoint whole and check every block",
+}
+
+Run: TypeAlias = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see '{self.prog} --help')\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command of embstore.
+
+    Parameters
+    ----------
+    arguments
+        What stands behind ``embstore`` on the command line; the process's own if None.
+
+    Returns
+    -------
+    int
+        The exit code; errors in the input are printed as one line and give 2.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = Parser(prog="embstore", description="A dynamic store from 64-bit ids to rows.")
+    parser.add_argument("--version", action="version", version=f"embstore {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if arguments[:1] == [name]:  # the others' options are not needed: nor are their imports
+            module = import_module(f"embstore.cli.{name}")
+            module.add_options(command)
+            command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    return _run(options.run, options)
+
+
+def _run(run: Run, options: argparse.Namespace) -> int:
+    prog = f"embstore {options.command}"
+    try:
+        return run(options)
+    except (EmbstoreError, OSError) as error:
+        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,42 @@
+"""The progress bar of a pass: rows, rows per second, and the area under the curve so far."""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+
+class Progress:
+    """A bar on standard error; nothing where tqdm is absent or the bar is not wanted."""
+
+    def __init__(self, title: str, n_rows: int, n_done: int = 0, is_shown: bool = True) -> None:
+        self._bar: Any = None
+        if not is_shown:
+            return
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            print(
+                f"{title}: no progress bar without tqdm (pip install embstore[cli])",
+                file=sys.stderr,
+            )
+            return
+        self._bar = tqdm(
+            desc=title, total=n_rows, initial=n_done, unit=" rows", unit_scale=True, mininterval=0.5
+        )
+
+    def on_batch(self, n_rows: int, area: float) -> None:
+        """Move on by a batch."""
+        if self._bar is not None and self._bar.update(n_rows):
+            self._bar.set_postfix_str(f"AUC {area:.4f}")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

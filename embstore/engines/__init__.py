@@ -1,0 +1,50 @@
+"""Engines: where and how a table is stored. `create` is the one place that knows their names."""
+
+from embstore.engines.engine import Engine
+from embstore.engines.spec import TableSpec
+from embstore.engines.types import PlanReport
+from embstore.errors import ArgumentError, ArgumentTypeError
+from embstore.policies._check import check_int, shown
+
+MAX_HASH_SEED = 2**128 - 1
+
+
+def check_device(device: object, where: str) -> str:
+    """Return `device`, which must be "cpu"."""
+    if not isinstance(device, str):
+        raise ArgumentTypeError(
+            f'{where}: device must be a string such as "cpu", got {shown(device)}'
+        )
+    if device != "cpu":
+        raise ArgumentError(f'{where}: device must be "cpu" in this version, got {device!r}')
+    return device
+
+
+def check_hash_seed(hash_seed: object, where: str) -> int | None:
+    """Return `hash_seed`, None or 128 bits; no message shows it."""
+    if hash_seed is None:
+        return None
+    try:
+        return check_int(where, "hash_seed", hash_seed, 0, MAX_HASH_SEED)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"{where}: hash_seed must be None or an integer") from None
+    except ArgumentError:
+        raise ArgumentError(f"{where}: hash_seed must lie from 0 to 2**128 - 1") from None
+
+
+def create(spec: TableSpec, device: str, hash_seed: int | None, collect_evicted: bool) -> Engine:
+    """Return a new engine that stores a table of `spec`; `hash_seed` None is random."""
+    check_device(device, "Table")
+    from embstore.engines import native
+    from embstore.engines.cpu import CpuEngine
+
+    seed = native.new_hash_seed() if hash_seed is None else hash_seed
+    return CpuEngine(spec, seed, collect_evicted)
+
+
+def plan(spec: TableSpec, device: str, n_rows: int, n_candidates: int) -> PlanReport:
+    """Return the bytes that a table of `spec` will hold with so many rows and candidates."""
+    check_device(device, "Table.plan")
+    from embstore.engines import cpu
+
+    return cpu.plan(spec, n_rows, n_candidates)

@@ -1,0 +1,146 @@
+"""The CPU engine: embstore.h through `embstore._core`, call by call."""
+
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore import _core
+from embstore.engines import native
+from embstore.engines.engine import Floats, Keys, Ticket
+from embstore.engines.spec import N_PARTITIONS, TableSpec
+from embstore.engines.types import (
+    ApplyReport,
+    AssignReport,
+    Candidates,
+    Changes,
+    EvictReport,
+    PlanReport,
+    Rows,
+)
+from embstore.errors import InternalError
+from embstore.policies._check import UINT64_MAX
+from embstore.policies.eviction import Operation
+
+
+class CpuEngine:
+    """One table on the CPU; see `embstore.engines.engine.Engine` for what the calls mean."""
+
+    def __init__(self, spec: TableSpec, hash_seed: int, collect_evicted: bool) -> None:
+        self._core = _core.CoreTable(native.native_config(spec, hash_seed, collect_evicted))
+        self.find_fast = self._core.find_fast
+        self.contains = self._core.contains
+        self.erase = self._core.erase
+        self.clear = self._core.clear
+        self.reserve = self._core.reserve
+        self.set_pins = self._core.set_pins
+        self.bloom_read = self._core.bloom_read
+        self.bloom_write = self._core.bloom_write
+        self.get_state = self._core.get_state
+        self.set_state = self._core.set_state
+        self.stats = self._core.stats
+        self.reset_changes = self._core.reset_changes
+        self.close = self._core.close
+        self.find_or_insert = self._core.find_or_insert
+
+    def __len__(self) -> int:
+        return len(self._core)
+
+    def find(
+        self,
+        keys: Keys,
+        rows: NDArray[Any],
+        missing: str,
+        found: NDArray[np.bool_] | None,
+        freq: NDArray[np.uint32] | None,
+        step: NDArray[np.int64] | None,
+    ) -> None:
+        """Fill `rows` and those of `found`, `freq` and `step` that are given."""
+        self._core.find(keys, rows, native.MISSING[missing], found, freq, step)
+
+    def apply(self, ticket: Ticket, grads: Floats, step: int, lr: float) -> ApplyReport:
+        """Update the rows of `ticket`."""
+        core_ticket = cast(_core.CoreTicket, ticket)
+        return ApplyReport(*self._core.apply(core_ticket, grads, step, lr))
+
+    def apply_by_key(self, keys: Keys, grads: Floats, step: int, lr: float) -> ApplyReport:
+        """Update the rows of `keys`."""
+        return ApplyReport(*self._core.apply_by_key(keys, grads, step, lr))
+
+    def assign(self, keys: Keys, values: Floats, mode: str, step: int) -> AssignReport:
+        """Replace, or add to, the values of `keys`."""
+        return AssignReport(*self._core.assign(keys, values, native.ASSIGN_MODES[mode], step))
+
+    def evict(
+        self,
+        predicates: tuple[Operation, ...],
+        step: int,
+        max_rows: int | None,
+        keep_at_least: int,
+        pins: Keys,
+        max_seconds: float | None,
+        is_dry_run: bool,
+        collect: bool,
+    ) -> EvictReport:
+        """Remove what the predicate selects."""
+        report = self._core.evict(
+            native.native_predicates(predicates),
+            step,
+            UINT64_MAX if max_rows is None else max_rows,
+            keep_at_least,
+            pins,
+            max_seconds or 0.0,
+            is_dry_run,
+            collect,
+        )
+        return EvictReport(*report, rows=None)
+
+    def take_evicted(self) -> Rows:
+        """Return and forget the collected evicted rows."""
+        return Rows(*self._core.evicted_take(self._core.evicted_count()))
+
+    def partition_counts(self, candidates: bool = False) -> NDArray[np.uint64]:
+        """Return the live rows (or candidates) of each partition."""
+        return self._core.partition_counts(candidates)
+
+    def export_rows(self, first: int, last: int) -> Rows:
+        """Return the rows of partitions [first, last]."""
+        capacity = self._count(first, last, False)
+        rows = Rows(*self._core.export_rows(first, last, capacity))
+        while len(rows) == capacity:  # a writer came between
+            capacity = 2 * capacity
+            rows = Rows(*self._core.export_rows(first, last, capacity))
+        return rows
+
+    def import_rows(self, rows: Rows) -> None:
+        """Create or replace complete rows."""
+        self._core.import_rows(rows.keys, rows.values, rows.slots, rows.freq, rows.step)
+
+    def export_candidates(self, first: int, last: int) -> Candidates:
+        """Return the candidates of partitions [first, last]."""
+        capacity = self._count(first, last, True)
+        candidates = Candidates(*self._core.export_candidates(first, last, capacity))
+        while len(candidates) == capacity:
+            capacity = 2 * capacity
+            candidates = Candidates(*self._core.export_candidates(first, last, capacity))
+        return candidates
+
+    def import_candidates(self, candidates: Candidates) -> None:
+        """Create candidates."""
+        self._core.import_candidates(candidates.keys, candidates.counts, candidates.epochs)
+
+    def changes(self) -> Changes:
+        """Return the change log."""
+        return Changes(*self._core.changes())
+
+    def _count(self, first: int, last: int, candidates: bool) -> int:
+        """Return one more than the rows (or candidates) of partitions [first, last] now."""
+        if not 0 <= first <= last < N_PARTITIONS:
+            raise InternalError(f"partitions must lie in [0, {N_PARTITIONS}), got {first}..{last}")
+        return int(self.partition_counts(candidates)[first : last + 1].sum()) + 1
+
+
+def plan(spec: TableSpec, n_rows: int, n_candidates: int) -> PlanReport:
+    """Return the bytes that a table of `spec` will hold with so many rows and candidates."""
+    config = native.native_config(spec, 0, collect_evicted=False)
+    return PlanReport(*_core.plan(config, n_rows, n_candidates))

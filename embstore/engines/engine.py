@@ -1,0 +1,177 @@
+"""The seam between tables and engines: what each engine offers, in numpy arrays that were checked.
+
+Every array handed to an engine is C-contiguous, aligned, of the dtype named here and of a length
+that fits the others (`embstore.engines.arrays` sees to it). Any number of threads may call `find`
+and `contains` while others write; writers queue. After `close` every call raises ClosedTableError.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore.engines.types import ApplyReport, AssignReport, Candidates, Changes, EvictReport, Rows
+from embstore.policies.eviction import Operation
+
+Keys = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class Ticket(Protocol):
+    """What find_or_insert remembers of a batch, so that backward neither hashes nor deduplicates.
+
+    The arrays lie in the ticket's memory, are read-only, and keep it alive.
+    """
+
+    def keys(self) -> Keys:
+        """Return the unique keys in order of first occurrence, (n_unique,)."""
+        ...
+
+    def status(self) -> NDArray[np.uint8]:
+        """Return the `KeyStatus` of each unique key, (n_unique,)."""
+        ...
+
+    def inverse(self) -> NDArray[np.uint32]:
+        """Return the place of each key of the batch among the unique ones, (n,)."""
+        ...
+
+    def n_unique(self) -> int:
+        """Return the number of unique keys."""
+        ...
+
+
+class Engine(Protocol):
+    """A table's storage on one device."""
+
+    def find_fast(self, keys: object, out: object) -> NDArray[Any] | None:
+        """Find with default rows for exact arrays (`out` may be None); None for anything else."""
+        ...
+
+    def find(
+        self,
+        keys: Keys,
+        rows: NDArray[Any],
+        missing: str,
+        found: NDArray[np.bool_] | None,
+        freq: NDArray[np.uint32] | None,
+        step: NDArray[np.int64] | None,
+    ) -> None:
+        """Fill `rows` (n, dim), and those of `found`, `freq`, `step` (n,) that are given."""
+        ...
+
+    def contains(self, keys: Keys) -> NDArray[np.bool_]:
+        """Return which keys have a row."""
+        ...
+
+    def find_or_insert(
+        self,
+        keys: Keys,
+        step: int,
+        counts: NDArray[np.uint32] | None,
+        admit_always: bool,
+        rows: NDArray[Any] | None,
+    ) -> Ticket:
+        """Count, admit and create; fill `rows` (n, dim) if given."""
+        ...
+
+    def apply(self, ticket: Ticket, grads: Floats, step: int, lr: float) -> ApplyReport:
+        """Update the rows of `ticket` by `grads` (n, dim)."""
+        ...
+
+    def apply_by_key(self, keys: Keys, grads: Floats, step: int, lr: float) -> ApplyReport:
+        """Update the rows of `keys` by `grads` (n, dim)."""
+        ...
+
+    def assign(self, keys: Keys, values: Floats, mode: str, step: int) -> AssignReport:
+        """Replace, or add to, the values of `keys`."""
+        ...
+
+    def erase(self, keys: Keys) -> int:
+        """Remove rows and candidates; return how many rows."""
+        ...
+
+    def clear(self) -> None:
+        """Remove all rows, candidates and counts."""
+        ...
+
+    def reserve(self, n_rows: int) -> None:
+        """Make and touch memory for `n_rows` rows."""
+        ...
+
+    def evict(
+        self,
+        predicates: tuple[Operation, ...],
+        step: int,
+        max_rows: int | None,
+        keep_at_least: int,
+        pins: Keys,
+        max_seconds: float | None,
+        is_dry_run: bool,
+        collect: bool,
+    ) -> EvictReport:
+        """Remove what the predicate selects; with `collect`, `take_evicted` gives the rows."""
+        ...
+
+    def set_pins(self, keys: Keys) -> None:
+        """Replace the pinned keys."""
+        ...
+
+    def take_evicted(self) -> Rows:
+        """Return and forget the collected evicted rows. One thread at a time."""
+        ...
+
+    def partition_counts(self, candidates: bool = False) -> NDArray[np.uint64]:
+        """Return the live rows (or candidates) of each of the 256 partitions."""
+        ...
+
+    def export_rows(self, first: int, last: int) -> Rows:
+        """Return the rows of partitions [first, last] by (partition, key), values as stored."""
+        ...
+
+    def import_rows(self, rows: Rows) -> None:
+        """Create or replace complete rows, values as stored."""
+        ...
+
+    def export_candidates(self, first: int, last: int) -> Candidates:
+        """Return the candidates of partitions [first, last] by (partition, key)."""
+        ...
+
+    def import_candidates(self, candidates: Candidates) -> None:
+        """Create candidates; their keys must be absent."""
+        ...
+
+    def bloom_read(self, partition: int) -> NDArray[np.uint8]:
+        """Return the bytes of one sub-filter; empty without a filter."""
+        ...
+
+    def bloom_write(self, partition: int, data: NDArray[np.uint8]) -> None:
+        """Replace the bytes of one sub-filter."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Return ``es_state``: steps, powers, next times, totals."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Set ``es_state``, all fields of it."""
+        ...
+
+    def stats(self) -> dict[str, int]:
+        """Return ``es_stats``: numbers of rows and cells, bytes by use."""
+        ...
+
+    def changes(self) -> Changes:
+        """Return the change log. One thread at a time."""
+        ...
+
+    def reset_changes(self) -> None:
+        """Begin a new change log."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back, as soon as no other thread is inside a call."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of live rows."""
+        ...

@@ -1,0 +1,466 @@
+"""Table: a dynamic map from 64-bit ids to embedding rows, trained in place.
+
+The flow of one training step reads down this file: find_or_insert gives rows and a ticket,
+apply_gradients takes the ticket back. What each verb computes, to the bit, is docs/semantics.md.
+"""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore import engines
+from embstore.batch import Batch, PooledBatch, PoolMode, as_bags
+from embstore.engines import arrays
+from embstore.engines.spec import (
+    DEFAULT_INITIALIZER,
+    Dtype,
+    OnFull,
+    OnNonfinite,
+    Rounding,
+    TableSpec,
+)
+from embstore.engines.types import ApplyReport, FindResult
+from embstore.policies._check import check_choice, check_step
+from embstore.policies.admission import Admission
+from embstore.policies.eviction import Eviction
+from embstore.policies.initializer import Initializer
+from embstore.policies.optimizer import Optimizer
+from embstore.table_base import EvictionSink
+from embstore.table_content import TableContent
+from embstore.table_upkeep import TableUpkeep
+
+Missing = Literal["default", "initial", "raise"]
+Admit = Literal["policy", "always"]
+MISSING: tuple[Missing, ...] = ("default", "initial", "raise")
+ADMIT: tuple[Admit, ...] = ("policy", "always")
+
+
+class Table(TableContent, TableUpkeep):
+    """A dynamic table from int64 keys, all 2**64 of them, to rows of `dim` values.
+
+    Any number of threads may `find` while one at a time trains, evicts or saves; others queue.
+    Keys are int64 arrays (uint64 by its bits, int32 and uint32 widened), objects with DLPack on
+    the CPU, or lists of ints. A call that raises leaves the table as it was.
+
+    Parameters
+    ----------
+    dim
+        Values of a row, 1 to 4096.
+    optimizer
+        How gradients change rows. None makes a table without optimizer state, for serving and
+        assign; apply_gradients then raises.
+    initializer
+        Values of new rows: a function of seed, name, key and column.
+    seed
+        Of initial values and stochastic rounding, 0 to 2**64 - 1.
+    name
+        The table's name; initial values depend on it.
+    dtype, rounding
+        How values are stored, and how 16-bit values are rounded after an update.
+    admission
+        After how many occurrences a key gets a row; None admits at once.
+    eviction, evict_every
+        Which rows `evict` removes; every `evict_every` steps find_or_insert does so by itself.
+    max_rows, max_bytes, on_full
+        Bounds, and what a batch meets that does not fit: "evict" (the default with
+        CapacityEviction) removes the rows with the smallest step or freq, "refuse" serves default
+        rows to keys that came too late, "raise" (the default otherwise) is CapacityError.
+    on_nonfinite
+        What gradients with NaN or infinity meet: an error before any row changes, or their key is
+        skipped, or they are allowed.
+    default_row
+        What keys without a row read: a number or (dim,) numbers; zeros by default.
+    hash_seed
+        Of the index, 0 to 2**128 - 1; no result depends on it. Random by default, which protects
+        against ids chosen to collide; it is never saved or printed.
+    track_changes
+        Keep the log that `changes` reads.
+    on_evict
+        Called with the `Rows` of every eviction, after the call that evicted them has released
+        the table; what it raises comes out of that call, whose work is then done.
+    device
+        "cpu".
+
+    Examples
+    --------
+    >>> import numpy as np, embstore as es
+    >>> table = es.Table(dim=4, optimizer=es.Adagrad(lr=0.05), name="user")
+    >>> ids = np.array([17, 42, 17])
+    >>> batch = table.find_or_insert(ids, step=0)
+    >>> batch.rows.shape
+    (3, 4)
+    >>> table.apply_gradients(batch, np.ones((3, 4), np.float32), step=0)
+    ApplyReport(n_applied=2, n_dropped=0, n_stale=0, n_nonfinite=0)
+    >>> len(table)
+    2
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        optimizer: Optimizer | None = None,
+        initializer: Initializer = DEFAULT_INITIALIZER,
+        seed: int = 0,
+        name: str = "table",
+        dtype: Dtype = "float32",
+        rounding: Rounding = "nearest",
+        admission: Admission | None = None,
+        eviction: Eviction | None = None,
+        evict_every: int | None = None,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+        on_full: OnFull | None = None,
+        on_nonfinite: OnNonfinite = "raise",
+        default_row: Any = None,
+        hash_seed: int | None = None,
+        track_changes: bool = False,
+        on_evict: EvictionSink | None = None,
+        device: str = "cpu",
+    ) -> None:
+        spec = TableSpec(
+            dim=dim,
+            name=name,
+            optimizer=optimizer,
+            initializer=initializer,
+            seed=seed,
+            dtype=dtype,
+            rounding=rounding,
+            admission=admission,
+            eviction=eviction,
+            evict_every=evict_every,
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+            on_full=on_full,
+            on_nonfinite=on_nonfinite,
+            default_row=default_row,
+            track_changes=track_changes,
+        )
+        self._open(spec, device, hash_seed, on_evict, "Table")
+
+    def _open(
+        self,
+        spec: TableSpec,
+        device: str,
+        hash_seed: int | None,
+        on_evict: EvictionSink | None,
+        where: str,
+    ) -> None:
+        """Make the engine; the parameters of the process are checked here."""
+        engines.check_device(device, where)
+        hash_seed = engines.check_hash_seed(hash_seed, where)
+        if on_evict is not None and not callable(on_evict):
+            raise arrays.type_error(where, "on_evict", on_evict, "a callable that takes Rows")
+        super().__init__(spec, device, hash_seed, on_evict)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        device: str = "cpu",
+        hash_seed: int | None = None,
+        on_evict: EvictionSink | None = None,
+    ) -> Self:
+        """Return an empty table with the parameters that `config` returned.
+
+        A learning rate that was a schedule is not in it: set `lr` anew.
+        """
+        table = cls.__new__(cls)
+        spec = TableSpec.from_config(config)
+        table._open(spec, device, hash_seed, on_evict, "Table.from_config")
+        return table
+
+    @overload
+    def find(
+        self,
+        keys: object,
+        out: object = None,
+        missing: Missing = "default",
+        return_found: Literal[False] = False,
+        with_meta: Literal[False] = False,
+        raw: bool = False,
+    ) -> NDArray[Any]: ...
+    @overload
+    def find(
+        self,
+        keys: object,
+        out: object = None,
+        missing: Missing = "default",
+        *,
+        return_found: Literal[True],
+        with_meta: Literal[False] = False,
+        raw: bool = False,
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]: ...
+    @overload
+    def find(
+        self,
+        keys: object,
+        out: object = None,
+        missing: Missing = "default",
+        return_found: bool = False,
+        *,
+        with_meta: Literal[True],
+        raw: bool = False,
+    ) -> FindResult: ...
+    def find(
+        self,
+        keys: object,
+        out: object = None,
+        missing: Missing = "default",
+        return_found: bool = False,
+        with_meta: bool = False,
+        raw: bool = False,
+    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.bool_]] | FindResult:
+        """Read rows; the table is not changed in any way.
+
+        Parameters
+        ----------
+        keys : (n,) int64
+        out : (n, dim)
+            Memory to write the rows into and return.
+        missing
+            What a key without a row (absent, or pending) gives: the default row, the row it would
+            be born with ("initial"), or MissingKeyError.
+        return_found
+            Return ``(rows, found)``, found being (n,) bool.
+        with_meta
+            Return a `FindResult` of rows, found, freq (n,) uint32 and step (n,) int64; 0 and -1
+            where there is no row.
+        raw
+            Give the rows of a bfloat16 table as their bits, uint16.
+
+        Returns
+        -------
+        (n, dim) float32
+            float16 of float16 tables.
+        """
+        if missing == "default" and not (return_found or with_meta or raw):
+            rows = self._find_fast(keys, out)
+            if rows is not None:
+                return rows
+        result = self._find(keys, out, missing, return_found or with_meta, with_meta, raw)
+        if with_meta:
+            return result
+        return (result.rows, result.found) if return_found else result.rows
+
+    def _find(
+        self, keys: object, out: object, missing: str, want_found: bool, want_meta: bool, raw: bool
+    ) -> FindResult:
+        """Find by the general path; arrays that are not wanted are empty."""
+        where = "Table.find"
+        key_array = arrays.as_keys(keys, where)
+        check_choice(where, "missing", missing, MISSING)
+        n = len(key_array)
+        dtype = self._spec.stored_dtype if raw else self._spec.row_dtype
+        rows = arrays.as_output(out, (n, self.dim), dtype, where)
+        arrays.check_no_overlap(rows, where, keys=key_array)
+        found = np.empty(n, np.bool_) if want_found else None
+        freq = np.empty(n, np.uint32) if want_meta else None
+        step = np.empty(n, np.int64) if want_meta else None
+        self._engine.find(key_array, rows, missing, found, freq, step)
+        none = np.empty(0, np.bool_)
+        return FindResult(
+            rows,
+            none if found is None else found,
+            none.view(np.uint8).astype(np.uint32) if freq is None else freq,
+            none.astype(np.int64) if step is None else step,
+        )
+
+    def find_or_insert(
+        self,
+        keys: object,
+        step: int,
+        counts: object = None,
+        admit: Admit = "policy",
+        out: object = None,
+    ) -> Batch:
+        """Read rows for training: count occurrences, admit keys, create their rows.
+
+        Parameters
+        ----------
+        keys : (n,) int64
+            In any order, with duplicates.
+        step
+            Now, 0 to 2**63 - 1. Maintenance that is due (automatic eviction, decay) comes first.
+        counts : (n,) uint32
+            Occurrences that each entry stands for, of callers that deduplicated.
+        admit
+            "always" passes the admission policy by.
+        out : (n, dim)
+            Memory to write the rows into.
+
+        Returns
+        -------
+        Batch
+            The rows in the keys' order, a status for each unique key, and what apply_gradients
+            needs.
+
+        Raises
+        ------
+        CapacityError
+            With ``on_full="raise"``, if the new keys do not fit.
+        """
+        where = "Table.find_or_insert"
+        key_array = arrays.as_keys(keys, where)
+        step = check_step(where, step)
+        n = len(key_array)
+        count_array = None if counts is None else arrays.as_counts(counts, n, where)
+        if admit != "policy":
+            check_choice(where, "admit", admit, ADMIT)
+        rows = self._output(out, n, where)
+        if out is not None:
+            arrays.check_no_overlap(rows, where, keys=key_array, counts=count_array)
+        with self._writing:
+            ticket = self._engine.find_or_insert(
+                key_array, step, count_array, admit != "policy", rows
+            )
+        return Batch(self, ticket, rows)
+
+    def apply_gradients(
+        self, batch_or_keys: object, grads: object, step: int, lr: float | None = None
+    ) -> ApplyReport:
+        """Update rows: gradients of one key are summed, then its optimizer runs once.
+
+        Parameters
+        ----------
+        batch_or_keys
+            The `Batch` or `PooledBatch` of the forward pass, or (n,) int64 keys. Keys that have
+            no row, then or now, are skipped and counted.
+        grads : (n, dim) float32
+            In the order of the keys; of a PooledBatch (n_bags, dim).
+        step
+            Now; the rows' step becomes at least this.
+        lr
+            The learning rate of this call, instead of the table's own.
+
+        Returns
+        -------
+        ApplyReport
+            Numbers of unique keys: applied, dropped, stale, nonfinite.
+
+        Raises
+        ------
+        NonFiniteError
+            With ``on_nonfinite="raise"``, if a key's sum has NaN or infinity; no row is changed.
+        TicketError
+            If the batch is closed, of another table, or was made before `clear`.
+        """
+        where = "Table.apply_gradients"
+        step = check_step(where, step)
+        rate = self._rate(lr, step, where)
+        if isinstance(batch_or_keys, Batch):
+            ticket = batch_or_keys._ticket_of(self, where)
+            grad_array = batch_or_keys._key_grads(grads, where)
+            with self._lock:
+                return self._engine.apply(ticket, grad_array, step, rate)
+        key_array = arrays.as_keys(batch_or_keys, where)
+        grad_array = arrays.as_floats(grads, (len(key_array), self.dim), where, "grads")
+        with self._lock:
+            return self._engine.apply_by_key(key_array, grad_array, step, rate)
+
+    @overload
+    def pooled(
+        self,
+        keys: object,
+        offsets: object,
+        mode: PoolMode = "sum",
+        weights: object = None,
+        step: None = None,
+        padding: int | None = None,
+        out: object = None,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def pooled(
+        self,
+        keys: object,
+        offsets: object,
+        mode: PoolMode = "sum",
+        weights: object = None,
+        *,
+        step: int,
+        padding: int | None = None,
+        out: object = None,
+    ) -> PooledBatch: ...
+    def pooled(
+        self,
+        keys: object,
+        offsets: object,
+        mode: PoolMode = "sum",
+        weights: object = None,
+        step: int | None = None,
+        padding: int | None = None,
+        out: object = None,
+    ) -> NDArray[np.float32] | PooledBatch:
+        """Reduce bags of ids to one row each.
+
+        Keys without a row contribute the default row; an empty bag is 0.
+
+        Parameters
+        ----------
+        keys : (n,) int64
+            The ids of all bags, one bag after another.
+        offsets : (n_bags + 1,) int64
+            Where each bag begins, and n at the end.
+        mode
+            "sum" of row times weight; "mean" divides it by the number of ids in the bag, padding
+            excepted, "sqrtn" by the square root of that.
+        weights : (n,) float32
+            Ones by default.
+        step
+            None only reads. A step trains: ids are counted and admitted as in find_or_insert.
+        padding
+            An id that fills bags up: it is neither looked up nor counted.
+        out : (n_bags, dim) float32
+            Memory to write the pooled rows into.
+
+        Returns
+        -------
+        (n_bags, dim) float32, or PooledBatch
+            The latter with a step; apply_gradients takes it with (n_bags, dim) gradients.
+        """
+        where = "Table.pooled"
+        key_array, bags = as_bags(keys, offsets, mode, weights, padding, where)
+        shape = (len(bags.offsets) - 1, self.dim)
+        pooled = arrays.as_output(out, shape, arrays.FLOAT32, where)
+        if out is not None:
+            arrays.check_no_overlap(pooled, where, keys=key_array, weights=bags.weights)
+        if step is None:
+            bags.pool(self.find(key_array), pooled)
+            return pooled
+        step = check_step(where, step)
+        rows = self._output(None, len(key_array), where)
+        with self._writing:
+            ticket = self._engine.find_or_insert(key_array, step, None, False, rows)
+        bags.pool(rows, pooled)
+        return PooledBatch(self, ticket, pooled, bags)
+
+    def save(self, path: str | PathLike[str], extra: Any = None) -> None:
+        """Write a checkpoint: all rows, pending counts and clocks, as of one moment.
+
+        Writers wait meanwhile. A checkpoint that is there is replaced in one step, at the end.
+
+        Parameters
+        ----------
+        path
+            A directory, made if need be.
+        extra
+            Anything that JSON can hold, to be given back by `Store.load`.
+        """
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        head = f"<embstore.Table {self.name!r}: dim={self.dim}, {self.dtype}"
+        try:
+            return f"{head}, {len(self):,} rows, {self.nbytes:,} bytes, {self.device}>"
+        except ValueError:
+            return f"{head}, closed>"

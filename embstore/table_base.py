@@ -1,0 +1,197 @@
+"""What all parts of a Table share: its engine, its parameters, and the lock of its writers."""
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore import engines
+from embstore.engines import arrays
+from embstore.engines.spec import TableSpec
+from embstore.engines.types import Rows
+from embstore.errors import ArgumentError
+from embstore.policies._check import FLOAT32_MAX
+from embstore.policies.eviction import program
+from embstore.policies.optimizer import LearningRate, Optimizer, Slots
+
+if TYPE_CHECKING:
+    from embstore.engines.engine import Engine
+
+EvictionSink = Callable[[Rows], object]
+
+
+class TableBase:
+    """State and small properties of a Table.
+
+    Writers hold `_lock` for the whole of a call, so that a save, or a call that consists of
+    several native ones, is never interleaved with another. find takes no lock.
+    """
+
+    def __init__(
+        self, spec: TableSpec, device: str, hash_seed: int | None, on_evict: EvictionSink | None
+    ) -> None:
+        self._spec = spec
+        self._device = device
+        self._on_evict = on_evict
+        self._engine: Engine = engines.create(spec, device, hash_seed, on_evict is not None)
+        self._find_fast = self._engine.find_fast
+        self._pins: NDArray[np.int64] = np.empty(0, np.int64)
+        self._lr = None if spec.optimizer is None else spec.optimizer.lr
+        self._is_bloom_past_capacity = False
+        self._make_lock()
+        _TABLES.add(self)
+
+    def _make_lock(self) -> None:
+        self._lock = threading.RLock()
+        self._writing: AbstractContextManager[Any] = self._lock
+        if self._on_evict is not None:
+            self._writing = _DeliverEvicted(self, self._on_evict)
+
+    @property
+    def name(self) -> str:
+        """The table's name; initial values depend on it."""
+        return self._spec.name
+
+    @property
+    def dim(self) -> int:
+        """Values of a row."""
+        return self._spec.dim
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of values as stored: float32, float16 or bfloat16."""
+        return self._spec.dtype
+
+    @property
+    def device(self) -> str:
+        """Where the rows are."""
+        return self._device
+
+    @property
+    def slots(self) -> Slots:
+        """Name and width, in float32, of each slot of a row."""
+        return self._spec.slots
+
+    @property
+    def step(self) -> int:
+        """The greatest step that any call has seen."""
+        return int(self._engine.get_state()["step"])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the table holds: rows, slots, index, candidates and filter."""
+        stats = self._engine.stats()
+        return sum(value for name, value in stats.items() if name.startswith("nbytes_"))
+
+    def __len__(self) -> int:
+        return len(self._engine)
+
+    def close(self) -> None:
+        """Give the memory back; every later call raises ClosedTableError.
+
+        Calls of other threads that run now end as usual, and the last of them frees the memory.
+        """
+        self._engine.close()
+
+    def config(self) -> dict[str, Any]:
+        """Return the table's parameters as a dict for JSON, for `from_config`.
+
+        Device, hash_seed and on_evict are of the process and not among them; a schedule of the
+        learning rate is None.
+        """
+        return self._spec.to_config()
+
+    @property
+    def evicts_by_itself(self) -> bool:
+        """Whether the table has an eviction policy that selects rows."""
+        return bool(program(self._spec.eviction))
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer, with the present learning rate."""
+        return self._spec.optimizer
+
+    @property
+    def lr(self) -> LearningRate:
+        """The learning rate: a number, a callable of the step, or None (give it to each call)."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: LearningRate) -> None:
+        optimizer = self._spec.optimizer
+        if optimizer is None:
+            raise ArgumentError("Table.lr: the table has no optimizer")
+        if lr is not None and not callable(lr):
+            lr = optimizer.check_lr(lr, "Table.lr")
+        changed: Any = {"lr": lr}
+        self._spec = replace(self._spec, optimizer=replace(optimizer, **changed))
+        self._lr = lr
+
+    def _rate(self, lr: object, step: int, where: str) -> float:
+        """Return the learning rate of a call at `step`."""
+        optimizer = self._spec.optimizer
+        if optimizer is None:
+            raise ArgumentError(f"{where}: the table was made without an optimizer")
+        if lr is None:
+            own = self._lr
+            if type(own) is float:
+                return own
+            if own is None:
+                raise ArgumentError(
+                    f"{where}: the table has no learning rate (a schedule is not saved with it); "
+                    f"pass lr=, or set table.lr to a number or a callable of the step"
+                )
+            lr = own(step) if callable(own) else own
+            where = f"{where}: the schedule at step {step}"
+        elif type(lr) is float and 0.0 < lr <= FLOAT32_MAX:
+            return lr
+        return optimizer.check_lr(lr, where)
+
+    def _output(self, out: object, n: int, where: str) -> NDArray[Any]:
+        """Return `out`, checked, or a new array for n rows."""
+        return arrays.as_output(out, (n, self.dim), self._spec.row_dtype, where)
+
+    def _public_rows(self, rows: Rows) -> Rows:
+        """Return rows as stored in the form that crosses numpy: bfloat16 as float32."""
+        if self._spec.dtype != "bfloat16":
+            return rows
+        values = arrays.bfloat16_to_float32(rows.values)
+        return Rows(rows.keys, values, rows.slots, rows.freq, rows.step)
+
+
+class _DeliverEvicted:
+    """The writers' lock of a table with an `on_evict` sink, which gets the rows after it opened."""
+
+    def __init__(self, table: TableBase, sink: EvictionSink) -> None:
+        self._table = weakref.proxy(table)
+        self._lock = table._lock
+        self._sink = sink
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            rows = self._table._engine.take_evicted()
+        finally:
+            self._lock.release()
+        if len(rows):
+            self._sink(self._table._public_rows(rows))
+
+
+_TABLES: weakref.WeakSet[TableBase] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """Replace locks that another thread may have held when this child was forked."""
+    for table in list(_TABLES):
+        table._make_lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)

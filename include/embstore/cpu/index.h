@@ -1,0 +1,350 @@
+// Keys to row words: 64-byte buckets of five exact keys, probed linearly, grown in place without a cliff.
+//
+// 1. A key's home bucket is the high part of hash x n; a probe goes on to the next bucket while the one before is full of
+//    cells that were ever used, and ends at an empty cell. The last bucket is never used, so every probe ends.
+// 2. Growth moves home buckets in ascending order, some with each batch: homes below `boundary` are in `to`, the others
+//    in `from`. What was moved is left behind unchanged and is dead.
+// 3. Readers take the view by a seqlock; its number changes with every move, and a reader whose view has changed looks
+//    again. A bucket's own control word guards the bucket (shared.h).
+// Writers hold the table's writer lock; probe_shared may run on any thread within an epoch.
+#ifndef EMBSTORE_CPU_INDEX_H_
+#define EMBSTORE_CPU_INDEX_H_
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+
+#include "../core/hash.h"
+#include "../core/types.h"
+#include "memory.h"
+#include "shared.h"
+
+namespace embstore::cpu {
+
+constexpr uint32_t kCells = 5;
+
+struct alignas(64) Bucket {
+  uint64_t key[kCells];
+  uint32_t word[kCells];
+  uint32_t control;
+};
+static_assert(sizeof(Bucket) == 64, "a bucket is one cache line");
+
+struct Cell {  // where a key was found; bucket is null where it was not
+  Bucket* bucket = nullptr;
+  uint32_t slot = 0;
+  uint32_t word = kWordEmpty;
+};
+
+struct View {
+  Bucket* from = nullptr;
+  Bucket* to = nullptr;
+  uint64_t n_from = 0;
+  uint64_t n_to = 0;
+  uint64_t boundary = 0;
+
+  Bucket* home(uint64_t hash) const {
+    const uint64_t b = bucket_of(hash, n_from);
+    return b < boundary ? to + bucket_of(hash, n_to) : from + b;
+  }
+};
+
+class Index {
+ public:
+  explicit Index(HashSeed seed) : seed_(seed) {
+    from_ = allocate(kLeastBuckets);
+    view_.from = buckets(from_);
+    view_.n_from = kLeastBuckets;
+    publish();
+  }
+
+  uint64_t hash(uint64_t key) const { return keyed_hash(key, seed_); }
+  uint64_t layout() const { return layout_; }  // changes whenever a key may have moved
+  uint64_t n_cells() const { return (view_.to != nullptr ? view_.n_to : view_.n_from) * kCells; }
+  uint64_t n_tombstones() const { return n_tombstones_; }
+  uint64_t bytes() const { return from_.bytes() + to_.bytes() + graveyard_.bytes(); }
+  const View& view() const { return view_; }
+
+  // The number that readers compare, and their copy of the view.
+  uint64_t view_version() const { return version_.load(std::memory_order_acquire); }
+  View shared_view(uint64_t* version) const;
+
+  // ---- for the writer
+  Cell find(uint64_t key, uint64_t hash) const;
+  void prefetch(uint64_t hash) const { __builtin_prefetch(view_.home(hash)); }
+  // Puts an absent key; there must be room (ensure). Returns its cell.
+  Cell insert(uint64_t key, uint64_t hash, uint32_t word);
+  void set_word(const Cell& cell, uint32_t word);
+  void remove(const Cell& cell);
+
+  // Room for n more keys. May move keys; throws std::bad_alloc and loses nothing.
+  void ensure(uint64_t n_new);
+  // Moves some more homes if a move is under way: enough for the keys inserted since the last call.
+  void continue_move();
+  void finish_move() {
+    while (view_.to != nullptr) move_homes(view_.n_from);
+  }
+  void prefault() { prefault_pages(from_.data(), from_.bytes()); }
+  // Bytes at the peak of ensure(n_new), beyond what is held now.
+  uint64_t growth_bytes(uint64_t n_new) const {
+    return has_room(n_new) ? 0 : bytes_of(target_buckets(n_new));
+  }
+  // Bytes with n_keys in: the least that may be (just before growth), and right after growth.
+  static uint64_t resting_bytes(uint64_t n_keys) { return bytes_of(buckets_at_load(n_keys, 7)); }
+  static uint64_t grown_bytes(uint64_t n_keys) { return bytes_of(buckets_at_load(n_keys, 5)); }
+
+  // Calls visit(cell) for each candidate or row cell. No move may be under way.
+  template <class Visit>
+  void for_each(const Visit& visit) {
+    const uint64_t n = view_.n_from + pad_of(view_.n_from);
+    for (uint64_t b = 0; b < n; ++b)
+      for (uint32_t i = 0; i < kCells; ++i)
+        if (view_.from[b].word[i] >= kWordFirstRow) visit(Cell{&view_.from[b], i, view_.from[b].word[i]});
+  }
+
+ private:
+  static constexpr uint64_t kLeastBuckets = 4;
+  static constexpr uint64_t kMoveAtOnce = 4096;   // buckets: smaller indexes move in one go
+  static constexpr uint64_t kMovesPerInsert = 3;  // buckets; two would do to be done by load 0.8
+  static constexpr uint64_t kPad = 64;
+
+  static uint64_t pad_of(uint64_t n_buckets) { return std::min(n_buckets, kPad) + 1; }
+  static Bucket* buckets(const Region& region) { return reinterpret_cast<Bucket*>(region.data()); }
+  static uint64_t bytes_of(uint64_t n) { return (n + pad_of(n)) * sizeof(Bucket); }
+  static uint64_t buckets_at_load(uint64_t n_keys, uint64_t tenths) {
+    return std::max(kLeastBuckets, (n_keys * 10 + kCells * tenths - 1) / (kCells * tenths));
+  }
+  static Region allocate(uint64_t n) { return Region::allocate(bytes_of(n)); }
+
+  // Grow beyond a load of 0.7 of the cells, to one of 0.5.
+  bool has_room(uint64_t n_new) const { return (n_used_ + n_new) * 10 <= n_cells() * 7; }
+  uint64_t target_buckets(uint64_t n_new) const {
+    const uint64_t n_keys = n_used_ - n_tombstones_ + n_new;
+    return buckets_at_load(n_keys, 5);
+  }
+
+  void begin_move(uint64_t n_buckets);
+  void move_homes(uint64_t end);
+  void move_bucket(const Bucket& bucket, uint64_t first_home, uint64_t end_home);
+  void end_move();
+  void publish();
+  static Cell claim(Bucket* bucket, const Bucket* end, uint64_t key, uint32_t word, bool* was_tombstone);
+
+  HashSeed seed_;
+  Region from_;
+  Region to_;
+  View view_;  // the writer's own copy
+  uint64_t n_used_ = 0;  // cells that are not empty: keys and tombstones
+  uint64_t n_tombstones_ = 0;
+  uint64_t n_tombstones_to_ = 0;
+  uint64_t n_inserted_ = 0;  // since continue_move
+  uint64_t layout_ = 1;
+  Graveyard graveyard_;
+
+  std::atomic<uint64_t> version_{0};  // odd while the fields below change
+  std::atomic<Bucket*> shared_from_{nullptr};
+  std::atomic<Bucket*> shared_to_{nullptr};
+  std::atomic<uint64_t> shared_n_from_{0};
+  std::atomic<uint64_t> shared_n_to_{0};
+  std::atomic<uint64_t> shared_boundary_{0};
+};
+
+// What a lock-free probe saw: the cell's row word and the version of its bucket. A miss has no bucket.
+struct SharedHit {
+  const Bucket* bucket;
+  uint32_t word;
+  uint32_t version;
+};
+
+// Finds a key while a writer may work. With `is_strict` each bucket passed is read whole; without, the caller checks
+// afterwards that nothing was written meanwhile.
+template <bool is_strict>
+EMB_FN SharedHit probe_shared(const Bucket* bucket, uint64_t key) {
+  for (;;) {
+    const uint32_t version = begin_read(&bucket->control);
+    bool has_empty = false;
+    SharedHit hit = {nullptr, kWordEmpty, version};
+    for (uint32_t i = 0; i < kCells; ++i) {
+      const uint64_t cell_key = load_shared(&bucket->key[i]);
+      const uint32_t word = load_shared(&bucket->word[i]);
+      has_empty |= word == kWordEmpty;
+      if (cell_key == key && word >= kWordFirstRow) hit = {bucket, word, version};
+    }
+    if (is_strict && !is_unchanged(&bucket->control, version)) continue;
+    if (hit.bucket != nullptr || has_empty) return hit;
+    ++bucket;
+  }
+}
+
+inline View Index::shared_view(uint64_t* version) const {
+  for (;;) {
+    View view;
+    *version = version_.load(std::memory_order_acquire);
+    view.from = shared_from_.load(std::memory_order_relaxed);
+    view.to = shared_to_.load(std::memory_order_relaxed);
+    view.n_from = shared_n_from_.load(std::memory_order_relaxed);
+    view.n_to = shared_n_to_.load(std::memory_order_relaxed);
+    view.boundary = shared_boundary_.load(std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if ((*version & 1) == 0 && version_.load(std::memory_order_relaxed) == *version) return view;
+  }
+}
+
+inline void Index::publish() {
+  version_.fetch_add(1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_release);
+  shared_from_.store(view_.from, std::memory_order_relaxed);
+  shared_to_.store(view_.to, std::memory_order_relaxed);
+  shared_n_from_.store(view_.n_from, std::memory_order_relaxed);
+  shared_n_to_.store(view_.n_to, std::memory_order_relaxed);
+  shared_boundary_.store(view_.boundary, std::memory_order_relaxed);
+  version_.fetch_add(1, std::memory_order_release);
+  ++layout_;
+}
+
+inline Cell Index::find(uint64_t key, uint64_t hash) const {
+  for (Bucket* bucket = view_.home(hash);; ++bucket) {
+    bool has_empty = false;
+    for (uint32_t i = 0; i < kCells; ++i) {
+      const uint32_t word = bucket->word[i];
+      if (bucket->key[i] == key && word >= kWordFirstRow) return Cell{bucket, i, word};
+      has_empty |= word == kWordEmpty;
+    }
+    if (has_empty) return Cell{};
+  }
+}
+
+// The first cell of the probe that is free; null when the pad is used up.
+inline Cell Index::claim(Bucket* bucket, const Bucket* end, uint64_t key, uint32_t word, bool* was_tombstone) {
+  for (; bucket < end; ++bucket) {
+    for (uint32_t i = 0; i < kCells; ++i) {
+      if (bucket->word[i] >= kWordFirstRow) continue;
+      *was_tombstone = bucket->word[i] == kWordTombstone;
+      begin_write(&bucket->control);
+      store_shared(&bucket->key[i], key);
+      store_shared(&bucket->word[i], word);
+      end_write(&bucket->control);
+      return Cell{bucket, i, word};
+    }
+  }
+  return Cell{};
+}
+
+inline Cell Index::insert(uint64_t key, uint64_t hash, uint32_t word) {
+  for (;;) {
+    Bucket* const home = view_.home(hash);
+    const bool is_in_to = view_.to != nullptr && home >= view_.to && home < view_.to + view_.n_to;
+    Bucket* const base = is_in_to ? view_.to : view_.from;
+    const uint64_t n = is_in_to ? view_.n_to : view_.n_from;
+    bool was_tombstone = false;
+    const Cell cell = claim(home, base + n + pad_of(n) - 1, key, word, &was_tombstone);
+    if (cell.bucket != nullptr) {
+      n_used_ += !was_tombstone;
+      n_tombstones_ -= was_tombstone;
+      n_tombstones_to_ -= was_tombstone && is_in_to;
+      ++n_inserted_;
+      return cell;
+    }
+    finish_move();  // the pad is full, which no hash that keeps its seed secret lets happen
+    begin_move(view_.n_from * 2);
+    finish_move();
+  }
+}
+
+inline void Index::set_word(const Cell& cell, uint32_t word) {
+  begin_write(&cell.bucket->control);
+  store_shared(&cell.bucket->word[cell.slot], word);
+  end_write(&cell.bucket->control);
+}
+
+// A cell may become empty again only where no probe ever passed: where its bucket has another empty cell.
+inline void Index::remove(const Cell& cell) {
+  bool has_empty = false;
+  for (uint32_t i = 0; i < kCells; ++i) has_empty |= cell.bucket->word[i] == kWordEmpty;
+  set_word(cell, has_empty ? kWordEmpty : kWordTombstone);
+  if (has_empty) {
+    --n_used_;
+  } else {
+    ++n_tombstones_;
+    n_tombstones_to_ += view_.to != nullptr && cell.bucket >= view_.to && cell.bucket < view_.to + view_.n_to;
+  }
+}
+
+inline void Index::ensure(uint64_t n_new) {
+  if (view_.to != nullptr && (n_used_ + n_new) * 20 > view_.n_from * kCells * 17) finish_move();
+  if (has_room(n_new)) return;
+  finish_move();
+  if (has_room(n_new)) return;
+  const bool is_gradual = view_.n_from > kMoveAtOnce && (n_used_ + n_new) * 40 <= view_.n_from * kCells * 29;
+  begin_move(target_buckets(n_new));
+  if (!is_gradual) finish_move();
+}
+
+inline void Index::continue_move() {
+  const uint64_t n = n_inserted_ * kMovesPerInsert;
+  n_inserted_ = 0;
+  graveyard_.collect();
+  if (view_.to == nullptr || n == 0) return;
+  move_homes(std::min(view_.n_from, view_.boundary + n));
+}
+
+inline void Index::begin_move(uint64_t n_buckets) {
+  graveyard_.reserve_one();
+  to_ = allocate(n_buckets);
+  view_.to = buckets(to_);
+  view_.n_to = n_buckets;
+  view_.boundary = 0;
+  n_tombstones_to_ = 0;
+  publish();
+}
+
+// Moves the keys at home in [boundary, end), which may lie beyond it up to the next empty cell.
+inline void Index::move_homes(uint64_t end) {
+  const uint64_t first = view_.boundary;
+  const uint64_t n_all = view_.n_from + pad_of(view_.n_from);
+  for (uint64_t b = first; b < n_all; ++b) {
+    const Bucket& bucket = view_.from[b];
+    move_bucket(bucket, first, end);
+    bool has_empty = false;
+    for (uint32_t i = 0; i < kCells; ++i) has_empty |= bucket.word[i] == kWordEmpty;
+    if (b + 1 >= end && has_empty) break;
+  }
+  view_.boundary = end;
+  publish();
+  if (end == view_.n_from) end_move();
+}
+
+inline void Index::move_bucket(const Bucket& bucket, uint64_t first_home, uint64_t end_home) {
+  for (uint32_t i = 0; i < kCells; ++i) {
+    if (bucket.word[i] < kWordFirstRow) continue;
+    const uint64_t hash = this->hash(bucket.key[i]);
+    const uint64_t home = bucket_of(hash, view_.n_from);
+    if (home < first_home || home >= end_home) continue;
+    bool was_tombstone = false;
+    const Bucket* const end = view_.to + view_.n_to + pad_of(view_.n_to) - 1;
+    const Cell moved =
+        claim(view_.to + bucket_of(hash, view_.n_to), end, bucket.key[i], bucket.word[i], &was_tombstone);
+    if (moved.bucket == nullptr) throw std::runtime_error("the index overflowed: hash_seed is known to an attacker");
+    n_tombstones_to_ -= was_tombstone;
+    n_tombstones_ -= was_tombstone;
+    n_used_ -= was_tombstone;
+  }
+}
+
+inline void Index::end_move() {
+  auto old = std::make_shared<Region>();
+  n_used_ -= n_tombstones_ - n_tombstones_to_;
+  n_tombstones_ = n_tombstones_to_;
+  n_tombstones_to_ = 0;
+  *old = std::move(from_);
+  from_ = std::move(to_);
+  to_ = Region();
+  view_ = View{buckets(from_), nullptr, view_.n_to, 0, 0};
+  publish();
+  const uint64_t n_bytes = old->bytes();
+  graveyard_.bury(std::move(old), n_bytes);
+}
+
+}  // namespace embstore::cpu
+
+#endif  // EMBSTORE_CPU_INDEX_H_

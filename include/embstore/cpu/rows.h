@@ -1,0 +1,123 @@
+// The rows of a table: values, slots and meta records by row id, and which ids are free.
+//
+// 1. A live row's bit is set; a freed row's id goes to the free list and is the next to be given out.
+// 2. reserve() may throw and changes nothing but capacity; take() and release() cannot fail after it.
+// 3. Addresses are stable (arena.h), so readers may copy a row whose id they have just read from the index.
+// Belongs to the writer, but for values(), which readers call too.
+#ifndef EMBSTORE_CPU_ROWS_H_
+#define EMBSTORE_CPU_ROWS_H_
+
+#include <memory>
+#include <vector>
+
+#include "arena.h"
+#include "kernels.h"
+
+namespace embstore::cpu {
+
+// Whether a row's slots lie beside its values (docs/decisions/002) or in an arena of their own.
+enum class SlabLayout : int32_t { kContiguous = 0, kSeparate = 1 };
+
+class Rows {
+ public:
+  Rows(const RowFormat& format, SlabLayout layout)
+      : slots_offset_(round_up(value_bytes(format), 4)),
+        values_(stride_of(slots_offset_ + (layout == SlabLayout::kContiguous ? format.n_slots * 4 : 0))),
+        meta_(sizeof(Meta)) {
+    if (layout == SlabLayout::kSeparate && format.n_slots > 0)
+      slots_ = std::make_unique<Arena>(stride_of(format.n_slots * 4));
+  }
+
+  char* values(uint32_t row) const { return values_.row(row); }
+  float* slots(uint32_t row) const {
+    return reinterpret_cast<float*>(slots_ ? slots_->row(row) : values_.row(row) + slots_offset_);
+  }
+  Meta* meta(uint32_t row) const { return reinterpret_cast<Meta*>(meta_.row(row)); }
+
+  uint64_t n_live() const { return n_live_; }
+  uint64_t n_ids() const { return n_ids_; }  // ids ever given out: scans run over [0, n_ids)
+  bool is_live(uint32_t row) const { return (live_[row / 64] >> (row % 64) & 1) != 0; }
+
+  // Room for n_new more rows.
+  void reserve(uint64_t n_new) {
+    const uint64_t n = ids_after(n_new);
+    if (n > kMaxRows) throw std::bad_alloc();
+    values_.grow_to(n);
+    if (slots_) slots_->grow_to(n);
+    meta_.grow_to(n);
+    if (n <= live_.size() * 64) return;
+    const uint64_t roomy = std::max(n, live_.size() * 64 * 3 / 2);
+    free_.reserve(round_up(roomy, 64));
+    live_.resize(round_up(roomy, 64) / 64);
+  }
+
+  void prefault(uint64_t n_rows) {
+    if (n_rows > n_ids_) reserve(n_rows - n_ids_ + free_.size());
+    values_.prefault(n_rows);
+    if (slots_) slots_->prefault(n_rows);
+    meta_.prefault(n_rows);
+  }
+
+  uint32_t take() {
+    uint32_t row;
+    if (free_.empty()) {
+      row = static_cast<uint32_t>(n_ids_++);
+      values_.note_used(n_ids_);
+      if (slots_) slots_->note_used(n_ids_);
+      meta_.note_used(n_ids_);
+    } else {
+      row = free_.back();
+      free_.pop_back();
+    }
+    live_[row / 64] |= uint64_t{1} << (row % 64);
+    ++n_live_;
+    return row;
+  }
+
+  void release(uint32_t row) {
+    live_[row / 64] &= ~(uint64_t{1} << (row % 64));
+    free_.push_back(row);
+    --n_live_;
+  }
+
+  uint64_t value_bytes_held() const { return values_.bytes(); }
+  uint64_t slot_bytes_held() const { return slots_ ? slots_->bytes() : 0; }
+  uint64_t meta_bytes_held() const { return meta_.bytes() + live_.capacity() * 8 + free_.size() * 4; }
+
+  // Bytes held once n_new more rows are in.
+  uint64_t bytes_after(uint64_t n_new) const {
+    const uint64_t n = ids_after(n_new);
+    return values_.bytes_for(n) + (slots_ ? slots_->bytes_for(n) : 0) + meta_.bytes_for(n) +
+           std::max<uint64_t>(live_.capacity() * 8, n / 8) + free_.size() * 4;
+  }
+
+  // Calls visit(row, meta) for each live row with an id in [first, end).
+  template <class Visit>
+  void for_each(uint64_t first, uint64_t end, const Visit& visit) const {
+    for (uint64_t base = first / 64 * 64; base < end; base += 64) {
+      uint64_t bits = live_[base / 64];
+      if (base < first) bits &= ~uint64_t{0} << (first - base);
+      for (; bits != 0; bits &= bits - 1) {
+        const uint64_t row = base + static_cast<uint64_t>(__builtin_ctzll(bits));
+        if (row >= end) return;
+        visit(static_cast<uint32_t>(row), meta(static_cast<uint32_t>(row)));
+      }
+    }
+  }
+
+ private:
+  uint64_t ids_after(uint64_t n_new) const { return n_ids_ + (n_new > free_.size() ? n_new - free_.size() : 0); }
+
+  uint64_t slots_offset_;
+  Arena values_;
+  std::unique_ptr<Arena> slots_;
+  Arena meta_;
+  std::vector<uint64_t> live_;
+  std::vector<uint32_t> free_;
+  uint64_t n_ids_ = 0;
+  uint64_t n_live_ = 0;
+};
+
+}  // namespace embstore::cpu
+
+#endif  // EMBSTORE_CPU_ROWS_H_

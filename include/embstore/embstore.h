@@ -1,0 +1,293 @@
+/* The C ABI of embstore: opaque handles, batch calls, status codes.
+ *
+ * 1. Every call returns an es_status; es_last_error() holds the text of the calling thread's last failure.
+ * 2. A failed call leaves the table as it was (maintenance that was due at its step may have run).
+ * 3. Any number of threads may call the readers (es_find, es_contains) while one writer works; writers queue.
+ * 4. Structs that cross the border begin with struct_size, so that later versions can grow them.
+ * The meaning of each verb stands in docs/semantics.md.
+ */
+#ifndef EMBSTORE_EMBSTORE_H_
+#define EMBSTORE_EMBSTORE_H_
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define ES_API __attribute__((visibility("default")))
+#else
+#define ES_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct es_table es_table;
+typedef struct es_ticket es_ticket;
+
+typedef enum es_status {
+  ES_OK = 0,
+  ES_INVALID = 1,       /* an argument is out of range */
+  ES_OUT_OF_MEMORY = 2, /* the system or max_bytes gave no memory */
+  ES_FULL = 3,          /* on_full = raise and the batch does not fit */
+  ES_NONFINITE = 4,     /* a gradient sum or an assigned value is NaN or infinite */
+  ES_MISSING_KEY = 5,   /* missing = raise and a key has no row */
+  ES_TICKET = 6,        /* the ticket is of another table, or of before a clear() */
+  ES_FORKED = 7,        /* a write in a forked child */
+  ES_INTERNAL = 8
+} es_status;
+
+typedef enum es_dtype { ES_F32 = 0, ES_F16 = 1, ES_BF16 = 2 } es_dtype;
+typedef enum es_rounding { ES_ROUND_NEAREST = 0, ES_ROUND_STOCHASTIC = 1 } es_rounding;
+typedef enum es_key_status { ES_FOUND = 0, ES_INSERTED = 1, ES_PENDING = 2, ES_REFUSED = 3 } es_key_status;
+typedef enum es_missing { ES_MISSING_DEFAULT = 0, ES_MISSING_INITIAL = 1, ES_MISSING_RAISE = 2 } es_missing;
+typedef enum es_on_full { ES_FULL_EVICT = 0, ES_FULL_REFUSE = 1, ES_FULL_RAISE = 2 } es_on_full;
+typedef enum es_on_nonfinite { ES_NONFINITE_RAISE = 0, ES_NONFINITE_SKIP = 1, ES_NONFINITE_ALLOW = 2 } es_on_nonfinite;
+typedef enum es_pool_mode { ES_POOL_SUM = 0, ES_POOL_MEAN = 1, ES_POOL_SQRTN = 2 } es_pool_mode;
+typedef enum es_assign_mode { ES_ASSIGN_REPLACE = 0, ES_ASSIGN_ADD = 1 } es_assign_mode;
+
+typedef enum es_initializer_kind {
+  ES_INIT_CONSTANT = 0, /* a = value */
+  ES_INIT_UNIFORM = 1,  /* a = low, b = high */
+  ES_INIT_NORMAL = 2,   /* a = mean, b = std */
+  ES_INIT_TRUNCATED_NORMAL = 3
+} es_initializer_kind;
+
+typedef enum es_optimizer_kind {
+  ES_OPT_SGD = 0,             /* p0 = momentum, p1 = nesterov (0 or 1); slots: momentum (dim) if momentum != 0 */
+  ES_OPT_ADAGRAD = 1,         /* p0 = initial accumulator, p1 = eps; slots: accumulator (dim) */
+  ES_OPT_ROWWISE_ADAGRAD = 2, /* p0 = initial accumulator, p1 = eps; slots: accumulator (1) */
+  ES_OPT_ADAM = 3,            /* p0 = beta1, p1 = beta2, p2 = eps; slots: exp_avg (dim), exp_avg_sq (dim) */
+  ES_OPT_ADAMW = 4,           /* as Adam, weight decay decoupled */
+  ES_OPT_FTRL = 5             /* p0 = initial accumulator, p1 = l1, p2 = l2, p3 = beta; slots: accumulator, linear */
+} es_optimizer_kind;
+
+typedef enum es_admission_kind { ES_ADMIT_ALL = 0, ES_ADMIT_COUNTER = 1, ES_ADMIT_BLOOM = 2 } es_admission_kind;
+typedef enum es_capacity_by { ES_CAPACITY_STEP = 0, ES_CAPACITY_FREQ = 1 } es_capacity_by;
+
+/* An eviction predicate in postfix order: STEP, L2 and FREQ push a truth value, AND and OR join two. */
+typedef enum es_predicate_op {
+  ES_EVICT_STEP = 0, /* age > steps */
+  ES_EVICT_L2 = 1,   /* norm < threshold and age >= steps */
+  ES_EVICT_FREQ = 2, /* freq < min_freq and age >= steps */
+  ES_EVICT_AND = 3,
+  ES_EVICT_OR = 4
+} es_predicate_op;
+
+typedef struct es_predicate {
+  int32_t op;
+  float threshold;
+  uint32_t min_freq;
+  uint32_t reserved;
+  int64_t steps;
+} es_predicate;
+
+#define ES_MAX_PREDICATES 32
+
+typedef struct es_config {
+  uint32_t struct_size;
+  uint32_t dim;         /* 1..4096 */
+  int32_t value_dtype;  /* es_dtype */
+  int32_t rounding;     /* es_rounding */
+  uint64_t seed;        /* of initial values and stochastic rounding */
+  uint64_t name_hash;   /* es_name_hash(name) */
+  uint64_t hash_seed[2];
+  const float* default_row; /* (dim,) or NULL for zeros */
+  int32_t init_kind;
+  float init_a, init_b;
+  int32_t optimizer_kind;
+  double optimizer_p[4];
+  float clip_norm;  /* 0 = off */
+  float clip_value; /* 0 = off */
+  double weight_decay;
+  int32_t admission_kind;
+  uint32_t min_count;
+  int64_t candidate_ttl; /* steps; 0 = off */
+  uint32_t bloom_cell_bits;            /* 1, 2 or 4 */
+  uint32_t bloom_n_hashes;             /* 1..16 */
+  uint64_t bloom_blocks_per_partition; /* 64-byte blocks in each of the 256 sub-filters */
+  int64_t bloom_halve_every;           /* steps; 0 = off */
+  uint32_t n_predicates;               /* the automatic eviction; 0 = none */
+  es_predicate predicates[ES_MAX_PREDICATES];
+  int64_t evict_every;      /* steps between automatic evictions; 0 = off */
+  int64_t freq_halve_every; /* steps; 0 = off */
+  int32_t capacity_by;      /* es_capacity_by, for on_full = evict */
+  int32_t on_full;
+  uint64_t max_rows;  /* 0 = none */
+  uint64_t max_bytes; /* 0 = none */
+  int32_t on_nonfinite;
+  int32_t track_changes;   /* keep a change log */
+  int32_t collect_evicted; /* keep every evicted row until es_evicted_take */
+} es_config;
+
+/* Everything beside rows, candidates and the filter that a checkpoint must carry. */
+typedef struct es_state {
+  uint32_t struct_size;
+  uint32_t reserved;
+  int64_t step;            /* greatest step seen */
+  int64_t step_base;
+  int64_t n_train_steps;   /* t: distinct training steps */
+  int64_t last_train_step; /* -1 = never */
+  double beta1_power;
+  double beta2_power;
+  int64_t next_evict;
+  int64_t next_freq_halve;
+  int64_t next_bloom_halve;
+  int64_t candidate_epoch; /* greatest epoch seen by a candidate sweep */
+  uint64_t n_inserted;     /* totals since creation */
+  uint64_t n_evicted;
+  uint64_t n_erased;
+  uint64_t n_refused;
+  uint64_t n_candidates_expired;
+  uint64_t n_grads_dropped; /* unique keys whose gradient had no row to go to */
+  uint64_t n_grads_stale;
+  uint64_t n_nonfinite;
+  uint64_t n_steps_clamped;
+  uint64_t n_bloom_added; /* keys first seen by the filter since the last halving */
+} es_state;
+
+typedef struct es_stats {
+  uint32_t struct_size;
+  uint32_t slot_floats; /* float32 slots of a row */
+  uint64_t n_live;
+  uint64_t n_candidates;
+  uint64_t n_tombstones;
+  uint64_t n_cells; /* of the index */
+  uint64_t nbytes_index;
+  uint64_t nbytes_meta;
+  uint64_t nbytes_values; /* rows: values, and slots where they lie beside them */
+  uint64_t nbytes_slots;
+  uint64_t nbytes_bloom;
+  uint64_t nbytes_other;
+  uint64_t bloom_cells;
+  uint64_t bloom_cells_used; /* cells that are not zero */
+} es_stats;
+
+typedef struct es_apply_report {
+  uint64_t n_applied;   /* unique keys whose row was updated */
+  uint64_t n_dropped;   /* unique keys without a row (pending, refused, absent) */
+  uint64_t n_stale;     /* had a row at forward and have none now */
+  uint64_t n_nonfinite; /* skipped, with on_nonfinite = skip */
+} es_apply_report;
+
+typedef struct es_assign_report {
+  uint64_t n_replaced;
+  uint64_t n_inserted;
+  uint64_t n_refused;
+} es_assign_report;
+
+typedef struct es_evict_args {
+  uint32_t struct_size;
+  uint32_t n_predicates;
+  const es_predicate* predicates;
+  int64_t step;
+  uint64_t max_rows;      /* UINT64_MAX = no bound */
+  uint64_t keep_at_least; /* live rows that must remain */
+  const int64_t* pins;    /* beside the table's own pins; NULL if n_pins is 0 */
+  uint64_t n_pins;
+  double max_seconds; /* <= 0 = no bound */
+  int32_t dry_run;
+  int32_t collect; /* keep the evicted (or, in a dry run, selected) rows for es_evicted_take */
+} es_evict_args;
+
+typedef struct es_evict_report {
+  uint64_t n_scanned;
+  uint64_t n_selected; /* matched the predicate and were not pinned */
+  uint64_t n_evicted;
+  uint64_t is_complete; /* 0: max_seconds ended the scan; the next call resumes there */
+} es_evict_report;
+
+typedef struct es_plan_report {
+  uint64_t resting_bytes; /* after the rows are in */
+  uint64_t peak_bytes;    /* the most held at one time on the way there */
+} es_plan_report;
+
+ES_API const char* es_version(void);
+ES_API const char* es_last_error(void);
+ES_API const char* es_cpu_path(void); /* "baseline", "avx2" or "avx512"; EMBSTORE_CPU forces one */
+ES_API int es_num_threads(void);
+ES_API int es_set_num_threads(int n);
+ES_API uint64_t es_name_hash(const char* utf8, uint64_t n_bytes);
+ES_API uint64_t es_fixed_hash(int64_t key); /* partition = its top 8 bits */
+/* fixed hash of many keys */
+ES_API int es_fixed_hash_many(const int64_t* keys, uint64_t n, uint64_t* out);
+
+ES_API int es_table_create(const es_config* config, es_table** out);
+ES_API void es_table_destroy(es_table* table);
+ES_API uint64_t es_table_len(const es_table* table);
+ES_API int es_table_stats(es_table* table, es_stats* out);
+ES_API int es_table_get_state(es_table* table, es_state* out);
+ES_API int es_table_set_state(es_table* table, const es_state* in);
+ES_API int es_table_reserve(es_table* table, uint64_t n_rows); /* and prefault */
+ES_API int es_table_clear(es_table* table);
+/* Bytes that a table of this config will hold with n_rows rows and n_candidates candidates. */
+ES_API int es_plan(const es_config* config, uint64_t n_rows, uint64_t n_candidates, es_plan_report* out);
+
+/* rows: (n, dim) of row_dtype, which is ES_F32 or the table's own. found (n,) u8, freq (n,), step (n,) may be NULL;
+ * absent keys have freq 0 and step -1. With ES_MISSING_RAISE, the message names the first missing key. */
+ES_API int es_find(es_table* table, const int64_t* keys, uint64_t n, void* rows, int32_t row_dtype, int32_t missing,
+                   uint8_t* found, uint32_t* freq, int64_t* step);
+ES_API int es_contains(es_table* table, const int64_t* keys, uint64_t n, uint8_t* found);
+
+/* counts (n,) or NULL (one each). rows may be NULL. *ticket receives a ticket to be destroyed by the caller. */
+ES_API int es_find_or_insert(es_table* table, const int64_t* keys, uint64_t n, const uint32_t* counts, int64_t step,
+                             int32_t admit_always, void* rows, int32_t row_dtype, es_ticket** ticket);
+ES_API void es_ticket_destroy(es_ticket* ticket);
+ES_API uint64_t es_ticket_n(const es_ticket* ticket);
+ES_API uint64_t es_ticket_n_unique(const es_ticket* ticket);
+ES_API const int64_t* es_ticket_keys(const es_ticket* ticket);     /* (n_unique,) in order of first occurrence */
+ES_API const uint8_t* es_ticket_status(const es_ticket* ticket);   /* (n_unique,) es_key_status */
+ES_API const uint32_t* es_ticket_inverse(const es_ticket* ticket); /* (n,) into the unique keys */
+
+/* grads: (n, dim) float32 in the order of the ticket's keys. lr: the learning rate of this call. */
+ES_API int es_apply_gradients(es_table* table, es_ticket* ticket, const float* grads, int64_t step, double lr,
+                              es_apply_report* report);
+ES_API int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint64_t n, const float* grads,
+                                     int64_t step, double lr, es_apply_report* report);
+
+/* values: (n, dim) float32. slots: (n, slot_floats) float32 or NULL. refused (n,) u8 or NULL. */
+ES_API int es_assign(es_table* table, const int64_t* keys, uint64_t n, const float* values, int32_t mode, int64_t step,
+                     es_assign_report* report);
+/* Complete rows, bypassing admission. values (n, dim) of the table's dtype, slots (n, slot_floats) or NULL (as at
+ * birth), freq (n,) or NULL (0), step (n,) or NULL (the table's step). A key given twice is ES_INVALID; a key that has
+ * a row is replaced. */
+ES_API int es_import(es_table* table, const int64_t* keys, uint64_t n, const void* values, const float* slots,
+                     const uint32_t* freq, const int64_t* step);
+/* Candidates of counter admission: counts (n,), epoch (n,) the coarse epoch last seen. Keys must be absent. */
+ES_API int es_import_candidates(es_table* table, const int64_t* keys, uint64_t n, const uint32_t* counts,
+                                const int64_t* epochs);
+ES_API int es_erase(es_table* table, const int64_t* keys, uint64_t n, uint64_t* n_erased);
+
+/* counts: 256 numbers, the live rows (or candidates) of each partition. */
+ES_API int es_partition_counts(es_table* table, int32_t candidates, uint64_t* counts);
+/* Rows of partitions [first, last], by (partition, key) ascending, at most capacity. Any output but keys may be NULL. */
+ES_API int es_export(es_table* table, uint32_t first, uint32_t last, uint64_t capacity, int64_t* keys, void* values,
+                     float* slots, uint32_t* freq, int64_t* step, uint64_t* n_out);
+ES_API int es_export_candidates(es_table* table, uint32_t first, uint32_t last, uint64_t capacity, int64_t* keys,
+                                uint32_t* counts, int64_t* epochs, uint64_t* n_out);
+ES_API int es_bloom_partition_bytes(es_table* table, uint64_t* n_bytes);
+ES_API int es_bloom_read(es_table* table, uint32_t partition, uint8_t* out);
+ES_API int es_bloom_write(es_table* table, uint32_t partition, const uint8_t* in);
+
+ES_API int es_evict(es_table* table, const es_evict_args* args, es_evict_report* report);
+ES_API int es_set_pins(es_table* table, const int64_t* keys, uint64_t n);
+/* Evicted rows kept since the last take (automatic ones with collect_evicted, and es_evict's with collect), by key. */
+ES_API int es_evicted_count(es_table* table, uint64_t* n);
+ES_API int es_evicted_take(es_table* table, uint64_t capacity, int64_t* keys, void* values, float* slots,
+                           uint32_t* freq, int64_t* step);
+
+/* The change log since the last es_changes_reset (or creation): live keys written, and keys removed and absent. */
+ES_API int es_changes_count(es_table* table, uint64_t* n_upserted, uint64_t* n_deleted);
+ES_API int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t* upserted, uint64_t capacity_deleted,
+                           int64_t* deleted);
+ES_API int es_changes_reset(es_table* table);
+
+/* Bags: rows (n, dim) of row_dtype, offsets (n_bags + 1,), weights (n,) or NULL, out (n_bags, dim) float32. */
+ES_API int es_pool(const void* rows, int32_t row_dtype, uint32_t dim, const int64_t* offsets, uint64_t n_bags,
+                   int32_t mode, const float* weights, float* out);
+ES_API int es_pool_backward(const float* bag_grads, uint32_t dim, const int64_t* offsets, uint64_t n_bags, int32_t mode,
+                            const float* weights, float* grads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* EMBSTORE_EMBSTORE_H_ */

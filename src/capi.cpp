@@ -1,0 +1,350 @@
+// embstore.h over cpu/table: argument checks, the floating-point environment, and exceptions turned into status codes.
+#include "embstore/embstore.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "embstore/cpu/apply.h"
+#include "embstore/cpu/insert.h"
+#include "embstore/cpu/inspect.h"
+#include "embstore/cpu/pooling.h"
+#include "embstore/cpu/remove.h"
+#include "embstore/cpu/table.h"
+#include "paths/paths.h"
+
+#ifndef EMBSTORE_VERSION
+#define EMBSTORE_VERSION "0.0.0"
+#endif
+
+namespace cpu = embstore::cpu;
+using cpu::require;
+using embstore::Dtype;
+
+struct es_table {
+  cpu::Table table;
+};
+
+struct es_ticket {
+  cpu::Ticket ticket;
+};
+
+namespace {
+
+thread_local std::string last_error;
+
+int fail(es_status status, const char* what) {
+  try {
+    last_error = what;
+  } catch (...) {
+    last_error.clear();
+  }
+  return status;
+}
+
+// Round to nearest, subnormals kept: whatever the caller's process has set is put back afterwards.
+class FloatEnvironment {
+ public:
+#if defined(__x86_64__)
+  FloatEnvironment() : before_(_mm_getcsr()) {
+    if (before_ != kDefault) _mm_setcsr(kDefault);
+  }
+  ~FloatEnvironment() {
+    if (before_ != kDefault) _mm_setcsr(before_);
+  }
+
+ private:
+  static constexpr unsigned kDefault = 0x1F80;
+  unsigned before_;
+#endif
+};
+
+template <class Body>
+int guarded(const Body& body) {
+  try {
+    const FloatEnvironment environment;
+    body();
+    return ES_OK;
+  } catch (const cpu::Error& error) {
+    return fail(error.status(), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(ES_OUT_OF_MEMORY, "the system gave no memory");
+  } catch (const std::length_error&) {
+    return fail(ES_OUT_OF_MEMORY, "the size is beyond what the system can hold");
+  } catch (const std::exception& error) {
+    return fail(ES_INTERNAL, error.what());
+  }
+}
+
+const cpu::Kernels& choose_kernels() {
+#if defined(__x86_64__)
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const char* forced = std::getenv("EMBSTORE_CPU");
+  const std::string wanted = forced != nullptr ? forced : "";
+  if (wanted == "baseline") return cpu::kernels_baseline();
+  if (wanted == "avx2" && has_avx2) return cpu::kernels_avx2();
+  if (has_avx512 && wanted != "avx2") return cpu::kernels_avx512();
+  if (has_avx2) return cpu::kernels_avx2();
+#endif
+  return cpu::kernels_baseline();
+}
+
+const cpu::Kernels& kernels() {
+  static const cpu::Kernels& chosen = choose_kernels();
+  return chosen;
+}
+
+Dtype row_dtype_of(const es_table* table, int32_t dtype) {
+  const Dtype wanted = static_cast<Dtype>(dtype);
+  require(wanted == Dtype::kF32 || wanted == table->table.config().format.dtype,
+          "rows are given as float32 or in the table's own dtype");
+  return wanted;
+}
+
+void require_batch(uint64_t n, const void* keys, int64_t step) {
+  require(n < UINT32_MAX, "a batch has at most 2^32 - 2 keys");
+  require(n == 0 || keys != nullptr, "keys is null");
+  require(step >= 0, "step is negative");
+}
+
+void require_rate(double lr) { require(lr - lr == 0.0, "lr is not finite"); }
+
+}  // namespace
+
+extern "C" {
+
+const char* es_version(void) { return EMBSTORE_VERSION; }
+const char* es_last_error(void) { return last_error.c_str(); }
+const char* es_cpu_path(void) { return kernels().name; }
+int es_num_threads(void) { return cpu::ThreadPool::instance().n_threads(); }
+
+int es_set_num_threads(int n) {
+  return guarded([&] {
+    require(n >= 1 && n <= 1024, "the number of threads must be 1..1024");
+    cpu::ThreadPool::instance().set_n_threads(n);
+  });
+}
+
+uint64_t es_name_hash(const char* utf8, uint64_t n_bytes) { return embstore::name_hash(utf8, n_bytes); }
+uint64_t es_fixed_hash(int64_t key) { return embstore::fixed_hash(static_cast<uint64_t>(key)); }
+
+int es_fixed_hash_many(const int64_t* keys, uint64_t n, uint64_t* out) {
+  for (uint64_t i = 0; i < n; ++i) out[i] = es_fixed_hash(keys[i]);
+  return ES_OK;
+}
+
+int es_table_create(const es_config* config, es_table** out) {
+  return guarded([&] { *out = new es_table{cpu::Table(*config, kernels())}; });
+}
+
+void es_table_destroy(es_table* table) { delete table; }
+uint64_t es_table_len(const es_table* table) { return table->table.size(); }
+
+int es_table_stats(es_table* table, es_stats* out) {
+  return guarded([&] { *out = table->table.stats(); });
+}
+
+int es_table_get_state(es_table* table, es_state* out) {
+  return guarded([&] { *out = table->table.state(); });
+}
+
+int es_table_set_state(es_table* table, const es_state* in) {
+  return guarded([&] { table->table.set_state(*in); });
+}
+
+int es_table_reserve(es_table* table, uint64_t n_rows) {
+  return guarded([&] { table->table.reserve(n_rows); });
+}
+
+int es_table_clear(es_table* table) {
+  return guarded([&] { table->table.clear(); });
+}
+
+int es_plan(const es_config* config, uint64_t n_rows, uint64_t n_candidates, es_plan_report* out) {
+  return guarded([&] { *out = cpu::Table::plan(*config, n_rows, n_candidates); });
+}
+
+int es_find(es_table* table, const int64_t* keys, uint64_t n, void* rows, int32_t row_dtype, int32_t missing,
+            uint8_t* found, uint32_t* freq, int64_t* step) {
+  return guarded([&] {
+    require_batch(n, keys, 0);
+    require(missing >= ES_MISSING_DEFAULT && missing <= ES_MISSING_RAISE, "unknown missing");
+    const Dtype dtype = row_dtype_of(table, row_dtype);
+    table->table.find(keys, n, rows, dtype, static_cast<es_missing>(missing), found, freq, step);
+  });
+}
+
+int es_contains(es_table* table, const int64_t* keys, uint64_t n, uint8_t* found) {
+  return es_find(table, keys, n, nullptr, ES_F32, ES_MISSING_DEFAULT, found, nullptr, nullptr);
+}
+
+int es_find_or_insert(es_table* table, const int64_t* keys, uint64_t n, const uint32_t* counts, int64_t step,
+                      int32_t admit_always, void* rows, int32_t row_dtype, es_ticket** ticket) {
+  return guarded([&] {
+    require_batch(n, keys, step);
+    const Dtype dtype = row_dtype_of(table, row_dtype);
+    const cpu::InsertArgs args = {keys, n, counts, step, admit_always != 0, rows, dtype};
+    auto made = std::make_unique<es_ticket>();
+    made->ticket = std::move(*table->table.find_or_insert(args));
+    *ticket = made.release();
+  });
+}
+
+void es_ticket_destroy(es_ticket* ticket) { delete ticket; }
+uint64_t es_ticket_n(const es_ticket* ticket) { return ticket->ticket.distinct.inverse.size(); }
+uint64_t es_ticket_n_unique(const es_ticket* ticket) { return ticket->ticket.distinct.n_unique(); }
+const int64_t* es_ticket_keys(const es_ticket* ticket) {
+  return reinterpret_cast<const int64_t*>(ticket->ticket.distinct.keys.data());
+}
+const uint8_t* es_ticket_status(const es_ticket* ticket) { return ticket->ticket.status.data(); }
+const uint32_t* es_ticket_inverse(const es_ticket* ticket) { return ticket->ticket.distinct.inverse.data(); }
+
+int es_apply_gradients(es_table* table, es_ticket* ticket, const float* grads, int64_t step, double lr,
+                       es_apply_report* report) {
+  return guarded([&] {
+    require_batch(0, nullptr, step);
+    require_rate(lr);
+    *report = table->table.apply(ticket->ticket, grads, step, lr);
+  });
+}
+
+int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint64_t n, const float* grads, int64_t step,
+                              double lr, es_apply_report* report) {
+  return guarded([&] {
+    require_batch(n, keys, step);
+    require_rate(lr);
+    *report = table->table.apply_by_key(keys, n, grads, step, lr);
+  });
+}
+
+int es_assign(es_table* table, const int64_t* keys, uint64_t n, const float* values, int32_t mode, int64_t step,
+              es_assign_report* report) {
+  return guarded([&] {
+    require_batch(n, keys, step);
+    require(mode == ES_ASSIGN_REPLACE || mode == ES_ASSIGN_ADD, "unknown assign mode");
+    *report = table->table.assign(keys, n, values, static_cast<es_assign_mode>(mode), step);
+  });
+}
+
+int es_import(es_table* table, const int64_t* keys, uint64_t n, const void* values, const float* slots,
+              const uint32_t* freq, const int64_t* step) {
+  return guarded([&] {
+    require_batch(n, keys, 0);
+    table->table.import(keys, n, values, slots, freq, step);
+  });
+}
+
+int es_import_candidates(es_table* table, const int64_t* keys, uint64_t n, const uint32_t* counts,
+                         const int64_t* epochs) {
+  return guarded([&] {
+    require_batch(n, keys, 0);
+    table->table.import_candidates(keys, n, counts, epochs);
+  });
+}
+
+int es_erase(es_table* table, const int64_t* keys, uint64_t n, uint64_t* n_erased) {
+  return guarded([&] {
+    require_batch(n, keys, 0);
+    *n_erased = table->table.erase(keys, n);
+  });
+}
+
+int es_partition_counts(es_table* table, int32_t candidates, uint64_t* counts) {
+  return guarded([&] { table->table.partition_counts(candidates != 0, counts); });
+}
+
+int es_export(es_table* table, uint32_t first, uint32_t last, uint64_t capacity, int64_t* keys, void* values,
+              float* slots, uint32_t* freq, int64_t* step, uint64_t* n_out) {
+  return guarded([&] {
+    *n_out = table->table.export_rows(first, last, capacity, cpu::RowArrays{keys, values, slots, freq, step});
+  });
+}
+
+int es_export_candidates(es_table* table, uint32_t first, uint32_t last, uint64_t capacity, int64_t* keys,
+                         uint32_t* counts, int64_t* epochs, uint64_t* n_out) {
+  return guarded([&] { *n_out = table->table.export_candidates(first, last, capacity, keys, counts, epochs); });
+}
+
+int es_bloom_partition_bytes(es_table* table, uint64_t* n_bytes) {
+  *n_bytes = table->table.config().bloom_bytes() / embstore::kPartitions;
+  return ES_OK;
+}
+
+int es_bloom_read(es_table* table, uint32_t partition, uint8_t* out) {
+  return guarded([&] { table->table.bloom_read(partition, out); });
+}
+
+int es_bloom_write(es_table* table, uint32_t partition, const uint8_t* in) {
+  return guarded([&] { table->table.bloom_write(partition, in); });
+}
+
+int es_evict(es_table* table, const es_evict_args* args, es_evict_report* report) {
+  return guarded([&] { *report = table->table.evict(*args); });
+}
+
+int es_set_pins(es_table* table, const int64_t* keys, uint64_t n) {
+  return guarded([&] {
+    require_batch(n, keys, 0);
+    table->table.set_pins(keys, n);
+  });
+}
+
+int es_evicted_count(es_table* table, uint64_t* n) {
+  return guarded([&] { *n = table->table.evicted_count(); });
+}
+
+int es_evicted_take(es_table* table, uint64_t capacity, int64_t* keys, void* values, float* slots, uint32_t* freq,
+                    int64_t* step) {
+  return guarded([&] { table->table.evicted_take(capacity, cpu::RowArrays{keys, values, slots, freq, step}); });
+}
+
+int es_changes_count(es_table* table, uint64_t* n_upserted, uint64_t* n_deleted) {
+  return guarded([&] {
+    std::vector<int64_t> upserted, deleted;
+    table->table.changes(&upserted, &deleted);
+    *n_upserted = upserted.size();
+    *n_deleted = deleted.size();
+  });
+}
+
+int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t* out_upserted, uint64_t capacity_deleted,
+                    int64_t* out_deleted) {
+  return guarded([&] {
+    std::vector<int64_t> upserted, deleted;
+    table->table.changes(&upserted, &deleted);
+    require(upserted.size() <= capacity_upserted && deleted.size() <= capacity_deleted,
+            "changes: the arrays are too short");
+    std::copy(upserted.begin(), upserted.end(), out_upserted);
+    std::copy(deleted.begin(), deleted.end(), out_deleted);
+  });
+}
+
+int es_changes_reset(es_table* table) {
+  return guarded([&] { table->table.changes_reset(); });
+}
+
+int es_pool(const void* rows, int32_t row_dtype, uint32_t dim, const int64_t* offsets, uint64_t n_bags, int32_t mode,
+            const float* weights, float* out) {
+  return guarded([&] {
+    require(mode >= ES_POOL_SUM && mode <= ES_POOL_SQRTN, "unknown pooling mode");
+    cpu::pool_bags(kernels(), rows, static_cast<Dtype>(row_dtype), dim, offsets, n_bags,
+                   static_cast<embstore::PoolMode>(mode), weights, out);
+  });
+}
+
+int es_pool_backward(const float* bag_grads, uint32_t dim, const int64_t* offsets, uint64_t n_bags, int32_t mode,
+                     const float* weights, float* grads) {
+  return guarded([&] {
+    require(mode >= ES_POOL_SUM && mode <= ES_POOL_SQRTN, "unknown pooling mode");
+    cpu::pool_bags_backward(bag_grads, dim, offsets, n_bags, static_cast<embstore::PoolMode>(mode), weights, grads);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,44 @@
+"""What every test shares: hypothesis profiles, the data set of ratings, the name of the build."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+CIAO = ROOT.parent / "shared" / "data" / "ciao.parquet"
+
+# No deadlines: the machine's other work must not fail a test. CI is reproducible; `dev` wanders.
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile(
+    "sanitize",
+    parent=settings.get_profile("ci"),
+    max_examples=15,
+    stateful_step_count=15,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_report_header():
+    import embstore
+
+    config = embstore.show_config(quiet=True)
+    build = f"path {config['cpu_path']}, {config['threads']} threads"
+    return f"embstore {config['version']} at {Path(embstore.__file__).parent}, {build}"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "ciao" in item.fixturenames:
+            item.add_marker("needs_ciao")
+
+
+@pytest.fixture(scope="session")
+def ciao():
+    """The path of the Parquet file of ratings, which lies beside the repository and not in it."""
+    if not CIAO.exists():
+        pytest.skip(f"the data set is not there: {os.path.relpath(CIAO, ROOT)}")
+    return CIAO

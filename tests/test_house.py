@@ -1,0 +1,278 @@
+"""The rooms of the house: who may import whom, what the package exports, what it may not hold."""
+
+import ast
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import embstore
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "embstore"
+HEADERS = ROOT / "include" / "embstore"
+BUILT = Path(embstore.__file__).parent
+
+# A room is a module or folder directly under embstore/. Each may import itself and the rooms named
+# here; "public" stands for what a user can name: embstore.__all__ and the rooms in PUBLIC_ROOMS.
+PUBLIC_ROOMS = {"data", "serving"}
+ROOMS = {
+    "_version": set(),
+    "_config": {"_version", "_core"},
+    "errors": set(),
+    "policies": {"errors"},
+    "engines": {"policies", "errors", "_core"},
+    "checkpoint": {"policies", "errors", "_version"},
+    "data": {"errors"},
+    "table": {"engines", "policies", "checkpoint", "errors"},
+    "store": {"engines", "policies", "checkpoint", "errors", "table"},
+    "__init__": {"_version", "_config", "errors", "policies", "engines", "table", "store"},
+    "__main__": {"cli"},
+    **{room: {"public"} for room in ("cli", "serving", "torch", "tensorflow", "jax", "keras")},
+}
+
+# Who may import what is not needed to import embstore.
+FOREIGN = {
+    "torch": {"torch"},
+    "tensorflow": {"tensorflow", "keras"},
+    "jax": {"jax", "keras"},
+    "keras": {"keras"},
+    "cupy": {"engines/cuda", "engines/kernels", "engines/arrays"},
+    "ml_dtypes": {"engines/arrays"},
+    "tqdm": {"cli"},
+    "matplotlib": {"cli"},
+}
+
+RUNS_CODE = re.compile(
+    r"^\s*c?import (pickle|marshal|shelve|yaml)|^\s*from (pickle|marshal|shelve|yaml)\b"
+    r"|(?<![.\w])(eval|exec)\(|allow_pickle\s*=\s*True|\b(np|numpy|torch)\.load\(",
+    re.MULTILINE,
+)
+
+
+def python_files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path):
+    """The path of a module under embstore/, without its suffix: `engines/cpu`."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix()
+
+
+def imports_of(path):
+    """Yield (line, module, name or None, whether at the top level) for each import of a file."""
+    tree = ast.parse(path.read_text())
+    is_lazy = set()
+    for node in ast.walk(tree):
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if is_function or is_for_types:
+            is_lazy.update(ast.walk(node))
+    package = ["embstore", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, None, node not in is_lazy
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                yield node.lineno, module, alias.name, node not in is_lazy
+
+
+def target_of(module, name):
+    """The path under embstore/ that an import reaches; "" for names of embstore itself."""
+    inner = module.split(".")[1:]
+    if name is not None:
+        below = PACKAGE.joinpath(*inner, name)
+        if below.is_dir() or below.with_suffix(".py").exists() or name == "_core":
+            inner = [*inner, name]
+    return "/".join(inner)
+
+
+def test_each_room_imports_only_the_rooms_below_it():
+    faults = []
+    for path in python_files():
+        room = name_of(path).partition("/")[0]
+        assert room in ROOMS, f"embstore/{room} is in no room of DESIGN: give it one in ROOMS"
+        for line, module, name, _ in imports_of(path):
+            if module.partition(".")[0] != "embstore":
+                continue
+            target = target_of(module, name).partition("/")[0]
+            if target == "":
+                is_allowed = "public" in ROOMS[room] and (name is None or name in embstore.__all__)
+            else:
+                is_public = "public" in ROOMS[room] and target in PUBLIC_ROOMS
+                is_allowed = target == room or target in ROOMS[room] or is_public
+            if not is_allowed:
+                what = f"{module}.{name}" if name else module
+                faults.append(f"{path.relative_to(ROOT)}:{line}: {room} may not import {what}")
+    assert not faults, "\n".join(faults)
+
+
+def test_engines_are_imported_lazily_and_do_not_know_each_other():
+    faults = []
+    for path in python_files():
+        own = name_of(path)
+        for line, module, name, is_top_level in imports_of(path):
+            target = target_of(module, name) if module.startswith("embstore") else ""
+            for engine in ("engines/cpu", "engines/cuda"):
+                reaches = target == engine or target.startswith(f"{engine}/")
+                is_own = own == engine or own.startswith(f"{engine}/")
+                is_twin = own.startswith(("engines/cpu", "engines/cuda")) and not is_own
+                if reaches and not is_own and (is_top_level or is_twin):
+                    faults.append(f"{path.relative_to(ROOT)}:{line}: imports {engine}")
+    assert not faults, "\n".join(faults)
+
+
+def test_frameworks_are_imported_only_in_their_rooms():
+    faults = []
+    for path in python_files():
+        own = name_of(path)
+        for line, module, _, _ in imports_of(path):
+            top = module.partition(".")[0]
+            rooms = FOREIGN.get(top)
+            if rooms is not None and not any(own == r or own.startswith(f"{r}/") for r in rooms):
+                faults.append(f"{path.relative_to(ROOT)}:{line}: only {sorted(rooms)} import {top}")
+    assert not faults, "\n".join(faults)
+
+
+def test_import_embstore_imports_no_framework():
+    code = "import sys, json, embstore; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(json.loads(done.stdout)) & set(FOREIGN)
+
+
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
+OF_A_COMPILER = re.compile(
+    r"__(GNUC|clang|CUDACC|NVCC|CUDACC_RTC|CUDA_ARCH)__|_MSC_VER|__has_(builtin|attribute)"
+)
+
+
+def room_of_header(path, included):
+    """The folder under include/embstore/ of a header that `path` includes in quotes."""
+    beside, below = path.parent / included, ROOT / "include" / included
+    found = below if below.exists() else beside
+    assert found.exists(), f"{path.relative_to(ROOT)} includes {included}, which does not exist"
+    return found.resolve().relative_to(HEADERS).parts[0]
+
+
+@pytest.mark.parametrize(
+    ("room", "may_include"),
+    [("core", {"core"}), ("cpu", {"core", "cpu"}), ("cuda", {"core", "cuda"})],
+)
+def test_headers_include_only_the_rooms_below_them(room, may_include):
+    headers = sorted((HEADERS / room).rglob("*.h"))
+    if not headers:
+        pytest.skip(f"there is no include/embstore/{room} yet")
+    faults = []
+    for path in headers:
+        text = path.read_text()
+        for bracket, included in INCLUDE.findall(text):
+            if bracket == '"':
+                is_allowed = room_of_header(path, included) in may_include
+            else:
+                is_allowed = room != "core" or path.name == "portable.h"
+            if not is_allowed:
+                faults.append(f"{path.relative_to(ROOT)} may not include {included}")
+        if room == "core" and path.name != "portable.h" and OF_A_COMPILER.search(text):
+            faults.append(f"{path.relative_to(ROOT)} asks for the compiler; portable.h alone may")
+    assert not faults, "\n".join(faults)
+
+
+def test_twins_have_the_same_file_names():
+    cpu, cuda = ({p.name for p in (HEADERS / twin).glob("*.h")} for twin in ("cpu", "cuda"))
+    if not cuda:
+        pytest.skip("there is no include/embstore/cuda yet")
+    assert cpu - {"thread_pool.h"} == cuda
+
+
+def test_only_the_binding_knows_python():
+    sources = [p for d in ("include", "src") for p in (ROOT / d).rglob("*") if p.is_file()]
+    knowing = [p.name for p in sources if re.search(r"Python\.h|cimport|numpy/", p.read_text())]
+    assert set(knowing) <= {"_core.pyx"}
+
+
+def test_nothing_runs_code_from_data():
+    sources = [*python_files(), *(ROOT / "src").glob("*.pyx")]
+    faults = [
+        f"{path.relative_to(ROOT)}: {match.group().strip()}"
+        for path in sources
+        for match in RUNS_CODE.finditer(path.read_text())
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_the_library_exports_only_the_c_abi():
+    if shutil.which("nm") is None:
+        pytest.skip("nm (binutils) is not installed")
+    command = ["nm", "-D", "--defined-only", str(BUILT / "libembstore.so")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    names = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert "es_version" in names
+    assert [name for name in names if not name.startswith("es_")] == []
+
+
+@pytest.mark.unsanitized
+def test_a_c_program_builds_against_the_shipped_headers(tmp_path):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    program = tmp_path / "abi_smoke"
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    include = ["-I", embstore.get_include()]
+    library = [f"-L{BUILT}", "-l:libembstore.so", f"-Wl,-rpath,{BUILT}"]
+    source = ROOT / "tests" / "cpp" / "abi_smoke.c"
+    subprocess.run(
+        [compiler, *flags, *include, str(source), "-o", str(program), *library], check=True
+    )
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == embstore.__version__
+
+
+@pytest.mark.unsanitized
+def test_a_missing_compiler_gives_one_clear_line(tmp_path):
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext"],
+        check=False,
+        cwd=ROOT,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert "needs a C++17 compiler" in line
+    assert "apt install g++" in line
+
+
+def test_the_version_is_the_same_everywhere():
+    assert importlib.metadata.version("embstore") == embstore.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in changelog or f"## [{embstore.__version__}]" in changelog
+
+
+def test_show_config_prints_what_it_returns(capsys):
+    config = embstore.show_config()
+    printed = capsys.readouterr().out
+    for name, value in config.items():
+        if name != "extras":
+            assert f"{name} " in printed
+            assert str(value) in printed
+    assert config["extras"]["tqdm"] is True
+    assert embstore.show_config(quiet=True) == config
+    assert capsys.readouterr().out == ""
+
+
+def test_no_file_is_longer_than_600_lines():
+    suffixes = {".py", ".pyi", ".pyx", ".h", ".c", ".cpp", ".cu"}
+    folders = ("embstore", "include", "src", "tests", "bench", ".ci")
+    files = [p for d in folders for p in (ROOT / d).rglob("*") if p.suffix in suffixes]
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
+    assert {name: n for name, n in lengths.items() if n > 600} == {}
