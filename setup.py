@@ -142,6 +142,7 @@ class BuildNative(build_ext):
         library, core = self.extensions
         with open(tools.folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            version = f'-DEMBSTORE_VERSION="{self.distribution.get_version()}"'
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as jobs:
                 core_object = jobs.submit(self.compile_core, tools, core)
                 objects = [
@@ -149,7 +150,7 @@ class BuildNative(build_ext):
                         tools.compile,
                         source,
                         source.removeprefix("src/").replace("/", "-"),
-                        [*COMMON, *CXX_ONLY, *OPTIMIZE, *FLAGS_OF.get(source, BASELINE)],
+                        [*COMMON, *CXX_ONLY, *OPTIMIZE, *FLAGS_OF.get(source, BASELINE), version],
                         library.depends,
                     )
                     for source in library.sources
@@ -185,7 +186,7 @@ class BuildNative(build_ext):
         tools.link([core_object], self.get_ext_fullpath(ext.name), flags)
 
 
-HEADERS = files("include", ".h")
+HEADERS = [*files("include", ".h"), *files("src", ".h")]
 
 setup(
     packages=[*find_packages(include=["embstore", "embstore.*"]), "embstore.include"],

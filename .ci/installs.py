@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.11", "3.12", "3.13")
 NEWEST = ["numpy>=2"]
-# The lower bounds of pyproject.toml, or the first that can be had for that Python. On 3.13 pip builds
-# numpy 1.26 from source, once: some 6 minutes.
+# The lower bounds of pyproject.toml, or the first that can be had for that Python. On 3.13 pip
+# builds numpy 1.26 from source, once: some 6 minutes.
 OLDEST = {
     "3.11": ["numpy==1.26.0", "pyarrow==16.1.0"],
     "3.12": ["numpy==1.26.0", "pyarrow==16.1.0"],

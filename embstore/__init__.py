@@ -62,10 +62,9 @@ from embstore.policies import (
 )
 
 if TYPE_CHECKING:
-    from embstore._core import num_threads, set_num_threads
-    from embstore.batch import Batch, FeatureBatch, PooledBatch
+    from embstore.engines.threads import num_threads, set_num_threads
     from embstore.store import Store
-    from embstore.table import Table
+    from embstore.table import Batch, FeatureBatch, PooledBatch, Table
 
 FOUND = KeyStatus.FOUND
 INSERTED = KeyStatus.INSERTED
@@ -135,13 +134,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Batch": "embstore.batch",
-    "FeatureBatch": "embstore.batch",
-    "PooledBatch": "embstore.batch",
+    "Batch": "embstore.table",
+    "FeatureBatch": "embstore.table",
+    "PooledBatch": "embstore.table",
     "Store": "embstore.store",
     "Table": "embstore.table",
-    "num_threads": "embstore._core",
-    "set_num_threads": "embstore._core",
+    "num_threads": "embstore.engines.threads",
+    "set_num_threads": "embstore.engines.threads",
 }
 
 

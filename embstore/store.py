@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore.batch import Bags, FeatureBatch, PoolMode, as_bags
 from embstore.engines import arrays
 from embstore.engines.types import ApplyReport, EvictReport
 from embstore.errors import ArgumentError, ArgumentTypeError
 from embstore.policies._check import check_step, shown
-from embstore.table import Admit, Missing, Table
+from embstore.table.batch import Bags, FeatureBatch, PoolMode, as_bags
+from embstore.table.table import Admit, Missing, Table
 
 
 class Store:

@@ -7,233 +7,30 @@
 3. A table that is closed while calls run is destroyed by the last of them.
 """
 
+cimport cython
 cimport numpy as cnp
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from embstore_abi cimport (
-    ES_F16,
-    ES_F32,
-    ES_MAX_PREDICATES,
-    ES_OK,
-    es_apply_gradients,
-    es_apply_gradients_by_key,
-    es_apply_report,
-    es_assign,
-    es_assign_report,
-    es_bloom_partition_bytes,
-    es_bloom_read,
-    es_bloom_write,
-    es_changes_count,
-    es_changes_read,
-    es_changes_reset,
-    es_config,
-    es_contains,
-    es_cpu_path,
-    es_erase,
-    es_evict,
-    es_evict_args,
-    es_evict_report,
-    es_evicted_count,
-    es_evicted_take,
-    es_export,
-    es_export_candidates,
-    es_find,
-    es_find_or_insert,
-    es_fixed_hash_many,
-    es_import,
-    es_import_candidates,
-    es_last_error,
-    es_name_hash,
-    es_num_threads,
-    es_partition_counts,
-    es_plan,
-    es_plan_report,
-    es_pool,
-    es_pool_backward,
-    es_predicate,
-    es_set_num_threads,
-    es_set_pins,
-    es_state,
-    es_stats,
-    es_table,
-    es_table_clear,
-    es_table_create,
-    es_table_destroy,
-    es_table_get_state,
-    es_table_len,
-    es_table_reserve,
-    es_table_set_state,
-    es_table_stats,
-    es_ticket,
-    es_ticket_destroy,
-    es_ticket_inverse,
-    es_ticket_keys,
-    es_ticket_n,
-    es_ticket_n_unique,
-    es_ticket_status,
-    es_version,
-)
+from core_arrays cimport *
+from core_config cimport *
+from embstore_abi cimport *
 
-from embstore.errors import (
-    ArgumentError,
-    CapacityError,
-    ClosedTableError,
-    ForkError,
-    InternalError,
-    MissingKeyError,
-    NonFiniteError,
-    OutOfMemoryError,
-    TicketError,
-)
+from embstore.errors import ClosedTableError
 
 cnp.import_array()
-
 cdef Py_ssize_t KEEP_GIL_BYTES = 64 * 1024
 
-# By es_status, from ES_INVALID on.
-cdef tuple ERRORS = (
-    ArgumentError,
-    OutOfMemoryError,
-    CapacityError,
-    NonFiniteError,
-    MissingKeyError,
-    TicketError,
-    ForkError,
-    InternalError,
-)
 
-
-cdef int check(int status) except -1:
-    """Raise the error of `status`, which this thread's last call returned."""
-    if status == ES_OK:
-        return 0
-    text = es_last_error().decode("utf-8", "replace")
-    raise ERRORS[status - 1 if 0 < status <= len(ERRORS) else len(ERRORS) - 1](text)
-
-
-cdef void* data_of(object array, int typenum, Py_ssize_t size, const char* name) except? NULL:
-    """Return the memory of `array`, which must be C-contiguous with `size` items of `typenum`."""
-    if not (
-        cnp.PyArray_Check(array)
-        and cnp.PyArray_TYPE(<cnp.ndarray> array) == typenum
-        and cnp.PyArray_SIZE(<cnp.ndarray> array) == size
-        and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
-    ):
-        raise ArgumentError(
-            f"_core: {name.decode()} is not a contiguous array of {size} items of its dtype"
-        )
-    return cnp.PyArray_DATA(<cnp.ndarray> array)
-
-
-cdef inline void* optional_data(object array, int typenum, Py_ssize_t size,
-                                const char* name) except? NULL:
-    return NULL if array is None else data_of(array, typenum, size, name)
-
-
-cdef Py_ssize_t length_of(object keys) except -1:
-    """Return the number of keys."""
-    if not cnp.PyArray_Check(keys) or cnp.PyArray_NDIM(<cnp.ndarray> keys) != 1:
-        raise ArgumentError("_core: keys is not a one-dimensional array")
-    return cnp.PyArray_DIM(<cnp.ndarray> keys, 0)
-
-
-cdef Py_ssize_t width_of(object bags, Py_ssize_t n_bags) except -1:
-    """Return dim of an array (n_bags, dim)."""
-    if not cnp.PyArray_Check(bags) or cnp.PyArray_NDIM(<cnp.ndarray> bags) != 2 or n_bags < 0:
-        raise ArgumentError("_core: the bags are not two-dimensional, or offsets are empty")
-    return cnp.PyArray_DIM(<cnp.ndarray> bags, 1)
-
-
-cdef inline int typenum_of(int value_dtype) noexcept:
-    """Return numpy's number of an es_dtype; bfloat16 is held as its bits."""
-    if value_dtype == ES_F32:
-        return cnp.NPY_FLOAT
-    return cnp.NPY_FLOAT16 if value_dtype == ES_F16 else cnp.NPY_UINT16
-
-
-cdef int row_dtype_of(object rows, int value_dtype) except -1:
-    """Return the es_dtype of an array of rows: float32, or the table's own."""
-    cdef int typenum = cnp.PyArray_TYPE(rows) if cnp.PyArray_Check(rows) else -1
-    if typenum == cnp.NPY_FLOAT:
-        return ES_F32
-    if typenum != typenum_of(value_dtype):
-        raise ArgumentError("_core: rows have neither float32 nor the table's dtype")
-    return value_dtype
-
-
-cdef cnp.ndarray new_array(Py_ssize_t n, Py_ssize_t width, int typenum):
-    """Return a new array, (n,) if `width` is -1, else (n, width)."""
-    cdef cnp.npy_intp[2] shape
-    shape[0] = n
-    shape[1] = width
-    return cnp.PyArray_SimpleNew(1 if width < 0 else 2, shape, typenum)
-
-
-cdef int fill_predicates(es_predicate* out, list predicates) except -1:
-    """Write (op, threshold, min_freq, steps) of each of `predicates`."""
-    cdef int i
-    if len(predicates) > ES_MAX_PREDICATES:
-        raise ArgumentError(f"eviction: at most {ES_MAX_PREDICATES} operations")
-    for i, (op, threshold, min_freq, steps) in enumerate(predicates):
-        memset(&out[i], 0, sizeof(es_predicate))
-        out[i].op = op
-        out[i].threshold = threshold
-        out[i].min_freq = min_freq
-        out[i].steps = steps
-    return 0
-
-
-cdef int fill_config(es_config* c, dict d) except -1:
-    """Write the fields in `d`; `d` must outlive `c`, which borrows the default row."""
-    cdef int i
-    cdef bytes name = d["name"]
-    memset(c, 0, sizeof(es_config))
-    c.struct_size = sizeof(es_config)
-    c.dim = d["dim"]
-    c.value_dtype = d["value_dtype"]
-    c.rounding = d["rounding"]
-    c.seed = d["seed"]
-    c.name_hash = es_name_hash(name, len(name))
-    c.hash_seed[0], c.hash_seed[1] = d["hash_seed"]
-    c.default_row = <const float*> optional_data(
-        d["default_row"], cnp.NPY_FLOAT, c.dim, "default_row"
-    )
-    c.init_kind = d["init_kind"]
-    c.init_a = d["init_a"]
-    c.init_b = d["init_b"]
-    c.optimizer_kind = d["optimizer_kind"]
-    for i in range(4):
-        c.optimizer_p[i] = d["optimizer_p"][i]
-    c.clip_norm = d["clip_norm"]
-    c.clip_value = d["clip_value"]
-    c.weight_decay = d["weight_decay"]
-    c.admission_kind = d["admission_kind"]
-    c.min_count = d["min_count"]
-    c.candidate_ttl = d["candidate_ttl"]
-    c.bloom_cell_bits = d["bloom_cell_bits"]
-    c.bloom_n_hashes = d["bloom_n_hashes"]
-    c.bloom_blocks_per_partition = d["bloom_blocks_per_partition"]
-    c.bloom_halve_every = d["bloom_halve_every"]
-    c.n_predicates = len(d["predicates"])
-    fill_predicates(&c.predicates[0], d["predicates"])
-    c.evict_every = d["evict_every"]
-    c.freq_halve_every = d["freq_halve_every"]
-    c.capacity_by = d["capacity_by"]
-    c.on_full = d["on_full"]
-    c.max_rows = d["max_rows"]
-    c.max_bytes = d["max_bytes"]
-    c.on_nonfinite = d["on_nonfinite"]
-    c.track_changes = d["track_changes"]
-    c.collect_evicted = d["collect_evicted"]
-    return 0
-
-
+@cython.final
 cdef class CoreTicket:
     """What find_or_insert remembers of a batch; owns an ``es_ticket``."""
 
     cdef es_ticket* ticket
     cdef CoreTable table
+
+    def __init__(self):
+        raise TypeError("find_or_insert makes tickets")
 
     def __dealloc__(self):
         if self.ticket != NULL:
@@ -253,15 +50,11 @@ cdef class CoreTicket:
 
     def keys(self):
         """Return the unique keys in order of first occurrence, (n_unique,) int64."""
-        return self.view(
-            es_ticket_n_unique(self.ticket), cnp.NPY_INT64, es_ticket_keys(self.ticket)
-        )
+        return self.view(self.n_unique(), cnp.NPY_INT64, es_ticket_keys(self.ticket))
 
     def status(self):
         """Return the es_key_status of each unique key, (n_unique,) uint8."""
-        return self.view(
-            es_ticket_n_unique(self.ticket), cnp.NPY_UINT8, es_ticket_status(self.ticket)
-        )
+        return self.view(self.n_unique(), cnp.NPY_UINT8, es_ticket_status(self.ticket))
 
     def inverse(self):
         """Return the place of each key among the unique ones, (n,) uint32."""
@@ -276,19 +69,44 @@ cdef class CoreTicket:
         return es_ticket_n_unique(self.ticket)
 
 
+@cython.final
+cdef class _RowArrays:
+    """New arrays for complete rows, and their memory."""
+
+    cdef cnp.ndarray keys, values, slots, freq, step
+    cdef int64_t* key_data
+    cdef void* value_data
+    cdef float* slot_data
+    cdef uint32_t* freq_data
+    cdef int64_t* step_data
+
+    def __cinit__(self, Py_ssize_t n, CoreTable table):
+        self.keys = new_array(n, -1, cnp.NPY_INT64)
+        self.values = new_array(n, table.dim, table.typenum)
+        self.slots = new_array(n, table.slot_floats, cnp.NPY_FLOAT)
+        self.freq = new_array(n, -1, cnp.NPY_UINT32)
+        self.step = new_array(n, -1, cnp.NPY_INT64)
+        self.key_data = <int64_t*> cnp.PyArray_DATA(self.keys)
+        self.value_data = cnp.PyArray_DATA(self.values)
+        self.slot_data = <float*> cnp.PyArray_DATA(self.slots)
+        self.freq_data = <uint32_t*> cnp.PyArray_DATA(self.freq)
+        self.step_data = <int64_t*> cnp.PyArray_DATA(self.step)
+
+    cdef tuple first(self, Py_ssize_t n):
+        """Return (keys, values, slots, freq, step) of the first n rows."""
+        return self.keys[:n], self.values[:n], self.slots[:n], self.freq[:n], self.step[:n]
+
+
+@cython.final
 cdef class CoreTable:
     """A table of the CPU engine; owns an ``es_table``. `config` has es_config's fields by name."""
 
     cdef es_table* table
     cdef Py_ssize_t n_users  # calls that run now; changed under the GIL only
     cdef bint is_closed
-    cdef int value_dtype
-    cdef int typenum  # of values as stored
-    cdef int find_typenum  # of rows as find gives them: bfloat16 tables give float32
-    cdef int find_dtype
-    cdef Py_ssize_t dim
-    cdef Py_ssize_t slot_floats
-    cdef Py_ssize_t row_bytes
+    cdef int value_dtype, typenum  # of values as stored
+    cdef int find_dtype, find_typenum  # of rows as find gives them: bfloat16 tables give float32
+    cdef Py_ssize_t dim, slot_floats, row_bytes
 
     def __cinit__(self, dict config):
         cdef es_config c
@@ -353,7 +171,6 @@ cdef class CoreTable:
         """
         cdef cnp.ndarray rows
         cdef Py_ssize_t n
-        cdef int status
         if self.is_closed or not (
             cnp.PyArray_CheckExact(keys)
             and cnp.PyArray_TYPE(<cnp.ndarray> keys) == cnp.NPY_INT64
@@ -379,7 +196,7 @@ cdef class CoreTable:
         cdef void* row_data = cnp.PyArray_DATA(rows)
         if overlap(key_data, n * 8, row_data, n * self.row_bytes):
             return None
-        self.enter()
+        cdef int status = self.enter()
         if n * self.row_bytes < KEEP_GIL_BYTES:
             status = es_find(
                 self.table, key_data, n, row_data, self.find_dtype, 0, NULL, NULL, NULL
@@ -395,14 +212,13 @@ cdef class CoreTable:
     def find(self, keys, rows, int missing, found, freq, step):
         """Fill rows (n, dim), float32 or as stored, and found, freq, step (n,) unless None."""
         cdef Py_ssize_t n = length_of(keys)
-        cdef const int64_t* key_data = <const int64_t*> data_of(keys, cnp.NPY_INT64, n, "keys")
+        cdef const int64_t* key_data = int64_data(keys, n, "keys")
         cdef int row_dtype = row_dtype_of(rows, self.value_dtype)
         cdef void* row_data = data_of(rows, typenum_of(row_dtype), n * self.dim, "rows")
         cdef uint8_t* found_data = <uint8_t*> optional_data(found, cnp.NPY_BOOL, n, "found")
-        cdef uint32_t* freq_data = <uint32_t*> optional_data(freq, cnp.NPY_UINT32, n, "freq")
-        cdef int64_t* step_data = <int64_t*> optional_data(step, cnp.NPY_INT64, n, "step")
-        cdef int status
-        self.enter()
+        cdef uint32_t* freq_data = optional_uint32_data(freq, n, "freq")
+        cdef int64_t* step_data = optional_int64_data(step, n, "step")
+        cdef int status = self.enter()
         with nogil:
             status = es_find(
                 self.table, key_data, n, row_data, row_dtype, missing, found_data, freq_data,
@@ -413,11 +229,10 @@ cdef class CoreTable:
     def contains(self, keys):
         """Return which keys have a row, (n,) bool."""
         cdef Py_ssize_t n = length_of(keys)
-        cdef const int64_t* key_data = <const int64_t*> data_of(keys, cnp.NPY_INT64, n, "keys")
+        cdef const int64_t* key_data = int64_data(keys, n, "keys")
         cdef cnp.ndarray found = new_array(n, -1, cnp.NPY_BOOL)
         cdef uint8_t* found_data = <uint8_t*> cnp.PyArray_DATA(found)
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_contains(self.table, key_data, n, found_data)
         self.leave(status)
@@ -426,19 +241,16 @@ cdef class CoreTable:
     def find_or_insert(self, keys, int64_t step, counts, bint admit_always, rows):
         """Count, admit and create; fill rows (n, dim) unless None; return a CoreTicket."""
         cdef Py_ssize_t n = length_of(keys)
-        cdef const int64_t* key_data = <const int64_t*> data_of(keys, cnp.NPY_INT64, n, "keys")
-        cdef const uint32_t* count_data = <const uint32_t*> optional_data(
-            counts, cnp.NPY_UINT32, n, "counts"
-        )
+        cdef const int64_t* key_data = int64_data(keys, n, "keys")
+        cdef const uint32_t* count_data = optional_uint32_data(counts, n, "counts")
         cdef int row_dtype = ES_F32
         cdef void* row_data = NULL
         if rows is not None:
             row_dtype = row_dtype_of(rows, self.value_dtype)
             row_data = data_of(rows, typenum_of(row_dtype), n * self.dim, "rows")
         cdef CoreTicket ticket = CoreTicket.__new__(CoreTicket)
-        cdef int status
         ticket.table = self
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_find_or_insert(
                 self.table, key_data, n, count_data, step, admit_always, row_data, row_dtype,
@@ -450,12 +262,9 @@ cdef class CoreTable:
     def apply(self, CoreTicket ticket not None, grads, int64_t step, double lr):
         """Update a ticket's rows by grads (n, dim) float32; return es_apply_report's fields."""
         cdef Py_ssize_t n = es_ticket_n(ticket.ticket)
-        cdef const float* grad_data = <const float*> data_of(
-            grads, cnp.NPY_FLOAT, n * self.dim, "grads"
-        )
+        cdef const float* grad_data = float_data(grads, n * self.dim, "grads")
         cdef es_apply_report report
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_apply_gradients(self.table, ticket.ticket, grad_data, step, lr, &report)
         self.leave(status)
@@ -464,13 +273,10 @@ cdef class CoreTable:
     def apply_by_key(self, keys, grads, int64_t step, double lr):
         """Update the rows of keys by grads (n, dim) float32; return es_apply_report's fields."""
         cdef Py_ssize_t n = length_of(keys)
-        cdef const int64_t* key_data = <const int64_t*> data_of(keys, cnp.NPY_INT64, n, "keys")
-        cdef const float* grad_data = <const float*> data_of(
-            grads, cnp.NPY_FLOAT, n * self.dim, "grads"
-        )
+        cdef const int64_t* key_data = int64_data(keys, n, "keys")
+        cdef const float* grad_data = float_data(grads, n * self.dim, "grads")
         cdef es_apply_report report
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_apply_gradients_by_key(
                 self.table, key_data, n, grad_data, step, lr, &report
@@ -481,13 +287,10 @@ cdef class CoreTable:
     def assign(self, keys, values, int mode, int64_t step):
         """Write values (n, dim) float32; return es_assign_report's fields."""
         cdef Py_ssize_t n = length_of(keys)
-        cdef const int64_t* key_data = <const int64_t*> data_of(keys, cnp.NPY_INT64, n, "keys")
-        cdef const float* value_data = <const float*> data_of(
-            values, cnp.NPY_FLOAT, n * self.dim, "values"
-        )
+        cdef const int64_t* key_data = int64_data(keys, n, "keys")
+        cdef const float* value_data = float_data(values, n * self.dim, "values")
         cdef es_assign_report report
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_assign(self.table, key_data, n, value_data, mode, step, &report)
         self.leave(status)
@@ -496,10 +299,9 @@ cdef class CoreTable:
     def erase(self, keys):
         """Remove rows and candidates; return how many rows."""
         cdef Py_ssize_t n = length_of(keys)
-        cdef const int64_t* key_data = <const int64_t*> data_of(keys, cnp.NPY_INT64, n, "keys")
+        cdef const int64_t* key_data = int64_data(keys, n, "keys")
         cdef uint64_t n_erased = 0
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_erase(self.table, key_data, n, &n_erased)
         self.leave(status)
@@ -507,16 +309,14 @@ cdef class CoreTable:
 
     def clear(self):
         """Remove all rows, candidates and counts; end all tickets."""
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_table_clear(self.table)
         self.leave(status)
 
     def reserve(self, uint64_t n_rows):
         """Make and touch memory for n_rows rows."""
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_table_reserve(self.table, n_rows)
         self.leave(status)
@@ -527,7 +327,6 @@ cdef class CoreTable:
         cdef es_predicate[32] program
         cdef es_evict_args args
         cdef es_evict_report report
-        cdef int status
         memset(&args, 0, sizeof(args))
         fill_predicates(program, predicates)
         args.struct_size = sizeof(args)
@@ -537,11 +336,11 @@ cdef class CoreTable:
         args.max_rows = max_rows
         args.keep_at_least = keep_at_least
         args.n_pins = length_of(pins)
-        args.pins = <const int64_t*> data_of(pins, cnp.NPY_INT64, args.n_pins, "pins")
+        args.pins = int64_data(pins, args.n_pins, "pins")
         args.max_seconds = max_seconds
         args.dry_run = dry_run
         args.collect = collect
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_evict(self.table, &args, &report)
         self.leave(status)
@@ -550,9 +349,8 @@ cdef class CoreTable:
     def set_pins(self, keys):
         """Replace the pinned keys."""
         cdef Py_ssize_t n = length_of(keys)
-        cdef const int64_t* key_data = <const int64_t*> data_of(keys, cnp.NPY_INT64, n, "keys")
-        cdef int status
-        self.enter()
+        cdef const int64_t* key_data = int64_data(keys, n, "keys")
+        cdef int status = self.enter()
         with nogil:
             status = es_set_pins(self.table, key_data, n)
         self.leave(status)
@@ -560,8 +358,7 @@ cdef class CoreTable:
     def evicted_count(self):
         """Return the number of collected evicted rows."""
         cdef uint64_t n = 0
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_evicted_count(self.table, &n)
         self.leave(status)
@@ -569,31 +366,21 @@ cdef class CoreTable:
 
     def evicted_take(self, Py_ssize_t n):
         """Return (keys, values as stored, slots, freq, step) of the n collected evicted rows."""
-        cdef cnp.ndarray keys = new_array(n, -1, cnp.NPY_INT64)
-        cdef cnp.ndarray values = new_array(n, self.dim, self.typenum)
-        cdef cnp.ndarray slots = new_array(n, self.slot_floats, cnp.NPY_FLOAT)
-        cdef cnp.ndarray freq = new_array(n, -1, cnp.NPY_UINT32)
-        cdef cnp.ndarray step = new_array(n, -1, cnp.NPY_INT64)
-        cdef int64_t* key_data = <int64_t*> cnp.PyArray_DATA(keys)
-        cdef void* value_data = cnp.PyArray_DATA(values)
-        cdef float* slot_data = <float*> cnp.PyArray_DATA(slots)
-        cdef uint32_t* freq_data = <uint32_t*> cnp.PyArray_DATA(freq)
-        cdef int64_t* step_data = <int64_t*> cnp.PyArray_DATA(step)
-        cdef int status
-        self.enter()
+        cdef _RowArrays rows = _RowArrays(n, self)
+        cdef int status = self.enter()
         with nogil:
             status = es_evicted_take(
-                self.table, n, key_data, value_data, slot_data, freq_data, step_data
+                self.table, n, rows.key_data, rows.value_data, rows.slot_data, rows.freq_data,
+                rows.step_data,
             )
         self.leave(status)
-        return keys, values, slots, freq, step
+        return rows.first(n)
 
     def partition_counts(self, bint candidates):
         """Return the live rows (or candidates) of each of the 256 partitions, uint64."""
         cdef cnp.ndarray counts = new_array(256, -1, cnp.NPY_UINT64)
         cdef uint64_t* count_data = <uint64_t*> cnp.PyArray_DATA(counts)
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_partition_counts(self.table, candidates, count_data)
         self.leave(status)
@@ -601,47 +388,28 @@ cdef class CoreTable:
 
     def export_rows(self, uint32_t first, uint32_t last, Py_ssize_t capacity):
         """Return (keys, values as stored, slots, freq, step) of at most capacity rows."""
-        cdef cnp.ndarray keys = new_array(capacity, -1, cnp.NPY_INT64)
-        cdef cnp.ndarray values = new_array(capacity, self.dim, self.typenum)
-        cdef cnp.ndarray slots = new_array(capacity, self.slot_floats, cnp.NPY_FLOAT)
-        cdef cnp.ndarray freq = new_array(capacity, -1, cnp.NPY_UINT32)
-        cdef cnp.ndarray step = new_array(capacity, -1, cnp.NPY_INT64)
-        cdef int64_t* key_data = <int64_t*> cnp.PyArray_DATA(keys)
-        cdef void* value_data = cnp.PyArray_DATA(values)
-        cdef float* slot_data = <float*> cnp.PyArray_DATA(slots)
-        cdef uint32_t* freq_data = <uint32_t*> cnp.PyArray_DATA(freq)
-        cdef int64_t* step_data = <int64_t*> cnp.PyArray_DATA(step)
+        cdef _RowArrays rows = _RowArrays(capacity, self)
         cdef uint64_t n = 0
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_export(
-                self.table, first, last, capacity, key_data, value_data, slot_data, freq_data,
-                step_data, &n,
+                self.table, first, last, capacity, rows.key_data, rows.value_data, rows.slot_data,
+                rows.freq_data, rows.step_data, &n,
             )
         self.leave(status)
-        return keys[:n], values[:n], slots[:n], freq[:n], step[:n]
+        return rows.first(n)
 
     def import_rows(self, keys, values, slots, freq, step):
         """Create or replace complete rows; slots, freq and step may be None."""
         cdef Py_ssize_t n = length_of(keys)
-        cdef const int64_t* key_data = <const int64_t*> data_of(keys, cnp.NPY_INT64, n, "keys")
+        cdef const int64_t* key_data = int64_data(keys, n, "keys")
         cdef const void* value_data = data_of(values, self.typenum, n * self.dim, "values")
-        cdef const float* slot_data = <const float*> optional_data(
-            slots, cnp.NPY_FLOAT, n * self.slot_floats, "slots"
-        )
-        cdef const uint32_t* freq_data = <const uint32_t*> optional_data(
-            freq, cnp.NPY_UINT32, n, "freq"
-        )
-        cdef const int64_t* step_data = <const int64_t*> optional_data(
-            step, cnp.NPY_INT64, n, "step"
-        )
-        cdef int status
-        self.enter()
+        cdef const float* slot_data = optional_float_data(slots, n * self.slot_floats, "slots")
+        cdef const uint32_t* freq_data = optional_uint32_data(freq, n, "freq")
+        cdef const int64_t* step_data = optional_int64_data(step, n, "step")
+        cdef int status = self.enter()
         with nogil:
-            status = es_import(
-                self.table, key_data, n, value_data, slot_data, freq_data, step_data
-            )
+            status = es_import(self.table, key_data, n, value_data, slot_data, freq_data, step_data)
         self.leave(status)
 
     def export_candidates(self, uint32_t first, uint32_t last, Py_ssize_t capacity):
@@ -653,8 +421,7 @@ cdef class CoreTable:
         cdef uint32_t* count_data = <uint32_t*> cnp.PyArray_DATA(counts)
         cdef int64_t* epoch_data = <int64_t*> cnp.PyArray_DATA(epochs)
         cdef uint64_t n = 0
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_export_candidates(
                 self.table, first, last, capacity, key_data, count_data, epoch_data, &n
@@ -665,15 +432,10 @@ cdef class CoreTable:
     def import_candidates(self, keys, counts, epochs):
         """Create candidates; their keys must be absent."""
         cdef Py_ssize_t n = length_of(keys)
-        cdef const int64_t* key_data = <const int64_t*> data_of(keys, cnp.NPY_INT64, n, "keys")
-        cdef const uint32_t* count_data = <const uint32_t*> data_of(
-            counts, cnp.NPY_UINT32, n, "counts"
-        )
-        cdef const int64_t* epoch_data = <const int64_t*> data_of(
-            epochs, cnp.NPY_INT64, n, "epochs"
-        )
-        cdef int status
-        self.enter()
+        cdef const int64_t* key_data = int64_data(keys, n, "keys")
+        cdef const uint32_t* count_data = uint32_data(counts, n, "counts")
+        cdef const int64_t* epoch_data = int64_data(epochs, n, "epochs")
+        cdef int status = self.enter()
         with nogil:
             status = es_import_candidates(self.table, key_data, n, count_data, epoch_data)
         self.leave(status)
@@ -689,8 +451,7 @@ cdef class CoreTable:
         """Return the bytes of one sub-filter, uint8."""
         cdef cnp.ndarray out = new_array(self.bloom_partition_bytes(), -1, cnp.NPY_UINT8)
         cdef uint8_t* out_data = <uint8_t*> cnp.PyArray_DATA(out)
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_bloom_read(self.table, partition, out_data)
         self.leave(status)
@@ -700,8 +461,7 @@ cdef class CoreTable:
         """Replace the bytes of one sub-filter."""
         cdef Py_ssize_t n = self.bloom_partition_bytes()
         cdef const uint8_t* in_data = <const uint8_t*> data_of(data, cnp.NPY_UINT8, n, "data")
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_bloom_write(self.table, partition, in_data)
         self.leave(status)
@@ -709,10 +469,9 @@ cdef class CoreTable:
     def get_state(self):
         """Return es_state's fields by name."""
         cdef es_state state
-        cdef int status
         memset(&state, 0, sizeof(state))
         state.struct_size = sizeof(state)
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_table_get_state(self.table, &state)
         self.leave(status)
@@ -722,11 +481,8 @@ cdef class CoreTable:
 
     def set_state(self, dict fields):
         """Set es_state's fields, all of them."""
-        cdef es_state state
-        cdef int status
-        state = dict(fields, struct_size=0, reserved=0)
-        state.struct_size = sizeof(state)
-        self.enter()
+        cdef es_state state = dict(fields, struct_size=sizeof(es_state), reserved=0)
+        cdef int status = self.enter()
         with nogil:
             status = es_table_set_state(self.table, &state)
         self.leave(status)
@@ -734,10 +490,9 @@ cdef class CoreTable:
     def stats(self):
         """Return es_stats' fields by name."""
         cdef es_stats stats
-        cdef int status
         memset(&stats, 0, sizeof(stats))
         stats.struct_size = sizeof(stats)
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_table_stats(self.table, &stats)
         self.leave(status)
@@ -748,8 +503,7 @@ cdef class CoreTable:
     def changes(self):
         """Return (upserted, deleted) keys of the change log."""
         cdef uint64_t n_upserted = 0, n_deleted = 0
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_changes_count(self.table, &n_upserted, &n_deleted)
         self.leave(status)
@@ -759,24 +513,16 @@ cdef class CoreTable:
         cdef int64_t* deleted_data = <int64_t*> cnp.PyArray_DATA(deleted)
         self.enter()
         with nogil:
-            status = es_changes_read(
-                self.table, n_upserted, upserted_data, n_deleted, deleted_data
-            )
+            status = es_changes_read(self.table, n_upserted, upserted_data, n_deleted, deleted_data)
         self.leave(status)
         return upserted, deleted
 
     def reset_changes(self):
         """Begin a new change log."""
-        cdef int status
-        self.enter()
+        cdef int status = self.enter()
         with nogil:
             status = es_changes_reset(self.table)
         self.leave(status)
-
-
-cdef inline bint overlap(const void* a, Py_ssize_t n_a, const void* b, Py_ssize_t n_b) noexcept:
-    """Whether two spans of memory share a byte."""
-    return <uintptr_t> a < <uintptr_t> b + n_b and <uintptr_t> b < <uintptr_t> a + n_a
 
 
 def version():
@@ -802,7 +548,7 @@ def set_num_threads(int n):
 def fixed_hash(keys):
     """Return the fixed hash of each key, (n,) uint64; its top 8 bits are the partition."""
     cdef Py_ssize_t n = length_of(keys)
-    cdef const int64_t* key_data = <const int64_t*> data_of(keys, cnp.NPY_INT64, n, "keys")
+    cdef const int64_t* key_data = int64_data(keys, n, "keys")
     cdef cnp.ndarray out = new_array(n, -1, cnp.NPY_UINT64)
     cdef uint64_t* out_data = <uint64_t*> cnp.PyArray_DATA(out)
     cdef int status
@@ -825,16 +571,12 @@ def pool(rows, int value_dtype, offsets, int mode, weights, out):
     """Reduce rows (n, dim), float32 or of value_dtype, into bags: out (n_bags, dim) float32."""
     cdef Py_ssize_t n_bags = length_of(offsets) - 1
     cdef Py_ssize_t dim = width_of(out, n_bags)
-    cdef const int64_t* offset_data = <const int64_t*> data_of(
-        offsets, cnp.NPY_INT64, n_bags + 1, "offsets"
-    )
+    cdef const int64_t* offset_data = int64_data(offsets, n_bags + 1, "offsets")
     cdef Py_ssize_t n = offset_data[n_bags]
     cdef int row_dtype = row_dtype_of(rows, value_dtype)
     cdef const void* row_data = data_of(rows, typenum_of(row_dtype), n * dim, "rows")
-    cdef const float* weight_data = <const float*> optional_data(
-        weights, cnp.NPY_FLOAT, n, "weights"
-    )
-    cdef float* out_data = <float*> data_of(out, cnp.NPY_FLOAT, n_bags * dim, "out")
+    cdef const float* weight_data = optional_float_data(weights, n, "weights")
+    cdef float* out_data = float_data(out, n_bags * dim, "out")
     cdef int status
     with nogil:
         status = es_pool(row_data, row_dtype, dim, offset_data, n_bags, mode, weight_data, out_data)
@@ -845,16 +587,10 @@ def pool_backward(bag_grads, offsets, int mode, weights):
     """Return the gradient of each id, (n, dim) float32, from those of the bags (n_bags, dim)."""
     cdef Py_ssize_t n_bags = length_of(offsets) - 1
     cdef Py_ssize_t dim = width_of(bag_grads, n_bags)
-    cdef const int64_t* offset_data = <const int64_t*> data_of(
-        offsets, cnp.NPY_INT64, n_bags + 1, "offsets"
-    )
+    cdef const int64_t* offset_data = int64_data(offsets, n_bags + 1, "offsets")
     cdef Py_ssize_t n = offset_data[n_bags]
-    cdef const float* bag_data = <const float*> data_of(
-        bag_grads, cnp.NPY_FLOAT, n_bags * dim, "bag_grads"
-    )
-    cdef const float* weight_data = <const float*> optional_data(
-        weights, cnp.NPY_FLOAT, n, "weights"
-    )
+    cdef const float* bag_data = float_data(bag_grads, n_bags * dim, "bag_grads")
+    cdef const float* weight_data = optional_float_data(weights, n, "weights")
     cdef cnp.ndarray grads = new_array(n, dim, cnp.NPY_FLOAT)
     cdef float* grad_data = <float*> cnp.PyArray_DATA(grads)
     cdef int status

@@ -81,24 +81,27 @@ int guarded(const Body& body) {
   }
 }
 
-const cpu::Kernels& choose_kernels() {
+// The row loops of this process. Null and a message in `*why` where EMBSTORE_CPU asks for what is not there.
+const cpu::Kernels* choose_kernels(const char** why) {
+  const char* forced = std::getenv("EMBSTORE_CPU");
+  const std::string wanted = forced != nullptr ? forced : "";
 #if defined(__x86_64__)
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const char* forced = std::getenv("EMBSTORE_CPU");
-  const std::string wanted = forced != nullptr ? forced : "";
-  if (wanted == "baseline") return cpu::kernels_baseline();
-  if (wanted == "avx2" && has_avx2) return cpu::kernels_avx2();
-  if (has_avx512 && wanted != "avx2") return cpu::kernels_avx512();
-  if (has_avx2) return cpu::kernels_avx2();
+  if (has_avx512 && (wanted == "avx512" || wanted.empty())) return &cpu::kernels_avx512();
+  if (has_avx2 && (wanted == "avx2" || wanted.empty())) return &cpu::kernels_avx2();
 #endif
-  return cpu::kernels_baseline();
+  if (wanted == "baseline" || wanted.empty()) return &cpu::kernels_baseline();
+  *why = "EMBSTORE_CPU must be baseline, avx2 or avx512, and one that this processor has";
+  return nullptr;
 }
 
 const cpu::Kernels& kernels() {
-  static const cpu::Kernels& chosen = choose_kernels();
-  return chosen;
+  static const char* why = nullptr;
+  static const cpu::Kernels* chosen = choose_kernels(&why);
+  if (chosen == nullptr) throw cpu::Error(ES_INVALID, why);
+  return *chosen;
 }
 
 Dtype row_dtype_of(const es_table* table, int32_t dtype) {
@@ -122,12 +125,18 @@ extern "C" {
 
 const char* es_version(void) { return EMBSTORE_VERSION; }
 const char* es_last_error(void) { return last_error.c_str(); }
-const char* es_cpu_path(void) { return kernels().name; }
+
+const char* es_cpu_path(void) {
+  const char* why = nullptr;
+  const cpu::Kernels* chosen = choose_kernels(&why);
+  return chosen != nullptr ? chosen->name : "none";
+}
+
 int es_num_threads(void) { return cpu::ThreadPool::instance().n_threads(); }
 
 int es_set_num_threads(int n) {
   return guarded([&] {
-    require(n >= 1 && n <= 1024, "the number of threads must be 1..1024");
+    require(n >= 1 && n <= cpu::ThreadPool::kMostThreads, "the number of threads must be 1..1024");
     cpu::ThreadPool::instance().set_n_threads(n);
   });
 }

@@ -22,7 +22,7 @@ from embstore.data import Batch, DataError, Feature, ParquetReader, Ragged
 WINDOWS = {"auc_last_60_percent": 0.6, "auc_last_8_percent": 0.08}
 N_SAMPLES = 200
 
-OnBatch = Callable[[int, float], None]
+OnBatch = Callable[[int, RunningAuc], None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Job:
         stop_after
             Batches of this call.
         on_batch
-            Called after each batch with its rows and the area under the curve so far.
+            Called after each batch with its rows and the running area under the curve.
         """
         if self.is_complete:
             return
@@ -122,7 +122,7 @@ class Job:
             for number, batch in enumerate(batches, start=1):
                 n_rows = self.train(batch)
                 if on_batch is not None:
-                    on_batch(n_rows, self._running.value)
+                    on_batch(n_rows, self._running)
                 if number == stop_after:
                     break
         self._seconds += time.perf_counter() - started

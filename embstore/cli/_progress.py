@@ -4,6 +4,8 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from embstore.cli._metrics import RunningAuc
+
 
 class Progress:
     """A bar on standard error; nothing where tqdm is absent or the bar is not wanted."""
@@ -24,10 +26,10 @@ class Progress:
             desc=title, total=n_rows, initial=n_done, unit=" rows", unit_scale=True, mininterval=0.5
         )
 
-    def on_batch(self, n_rows: int, area: float) -> None:
+    def on_batch(self, n_rows: int, area: RunningAuc) -> None:
         """Move on by a batch."""
         if self._bar is not None and self._bar.update(n_rows):
-            self._bar.set_postfix_str(f"AUC {area:.4f}")
+            self._bar.set_postfix_str(f"AUC {area.value:.4f}")
 
     def __enter__(self) -> "Progress":
         return self

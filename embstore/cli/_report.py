@@ -30,15 +30,16 @@ def comparison(dynamic: Outcome, static: "Outcome | None", static_name: str = "s
     return table(lines)
 
 
-def table(lines: Sequence[Sequence[str]]) -> str:
-    """Return lines of cells in columns: the first to the left, the others to the right."""
+def table(lines: Sequence[Sequence[str]], is_text: bool = False) -> str:
+    """Return lines of cells in columns; all but the first to the right, unless they are text."""
     n_columns = max(len(line) for line in lines)
     filled = [[*line, *[""] * (n_columns - len(line))] for line in lines]
     widths = [max(len(line[i]) for line in filled) for i in range(n_columns)]
     texts = []
     for line in filled:
         cells = [line[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        align = str.ljust if is_text else str.rjust
+        cells += [align(cell, width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         texts.append("  ".join(cells).rstrip())
     return "\n".join(texts)
 

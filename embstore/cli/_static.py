@@ -31,7 +31,9 @@ class StaticLayout:
         The features that are hashed onto the remaining rows.
     shares
         For hashed features the share of the remaining rows that is theirs alone; those without
-        one use together what is left. Empty: all use all of it, which was best where we measured.
+        one use together what is left. Empty: all use all of it.
+    seed
+        Of the hash: which keys collide is luck, and seeds are to differ in it too.
 
     Raises
     ------
@@ -45,8 +47,10 @@ class StaticLayout:
         vocabularies: Mapping[str, Keys],
         hashed: Sequence[str],
         shares: Mapping[str, float] | None = None,
+        seed: int = 0,
     ) -> None:
         self.n_rows = n_rows
+        self._seed = seed
         self.vocabularies = dict(vocabularies)
         self._starts: dict[str, int] = {}
         start = 0
@@ -69,8 +73,11 @@ class StaticLayout:
             if not is_known.all():
                 raise DataError(f"{feature!r} has keys that the pass beforehand did not see")
             return place + self._starts[feature]
-        start, stop, salt = self.ranges[feature]
-        hashes = cross_keys(keys, np.full(len(keys), salt)).view(np.uint64)
+        start, stop = self.ranges[feature]
+        salt = cross_keys(
+            np.array([self._seed % 2**63]), np.array([list(self.ranges).index(feature)])
+        )
+        hashes = cross_keys(keys, np.repeat(salt, len(keys))).view(np.uint64)
         return (hashes % np.uint64(stop - start)).astype(np.int64) + start
 
     def describe(self) -> dict[str, object]:
@@ -78,7 +85,7 @@ class StaticLayout:
         return {
             "n_rows": self.n_rows,
             "without_collisions": {name: len(keys) for name, keys in self.vocabularies.items()},
-            "hashed": {name: [start, stop] for name, (start, stop, _) in self.ranges.items()},
+            "hashed": {name: list(bounds) for name, bounds in self.ranges.items()},
         }
 
 
@@ -118,8 +125,8 @@ def choose_vocabularies(found: Mapping[str, Keys], n_rows: int) -> dict[str, Key
 
 def _hashed_ranges(
     start: int, n_rows: int, hashed: Sequence[str], shares: dict[str, float]
-) -> dict[str, tuple[int, int, int]]:
-    """Return first row, row behind the last, and salt of each hashed feature."""
+) -> dict[str, tuple[int, int]]:
+    """Return the first row of each hashed feature, and the row behind its last."""
     n_free = n_rows - start
     if n_free < len(hashed):
         raise ArgumentError(
@@ -131,14 +138,14 @@ def _hashed_ranges(
         raise ArgumentError(f"{strangers[0]!r} is not hashed; hashed are {', '.join(hashed)}")
     if sum(shares.values()) > 1 + 1e-9:
         raise ArgumentError(f"the shares of the hashed rows add up to {sum(shares.values()):g} > 1")
-    ranges: dict[str, tuple[int, int, int]] = {}
-    for salt, name in enumerate(hashed):
+    ranges: dict[str, tuple[int, int]] = {}
+    for name in hashed:
         if name in shares:
             stop = min(start + max(1, round(shares[name] * n_free)), n_rows)
-            ranges[name], start = (start, stop, salt), stop
-    for salt, name in enumerate(hashed):
+            ranges[name], start = (start, stop), stop
+    for name in hashed:
         if name not in shares:
-            ranges[name] = (start, n_rows, salt)
-    if any(first >= stop for first, stop, _ in ranges.values()):
+            ranges[name] = (start, n_rows)
+    if any(first >= stop for first, stop in ranges.values()):
         raise ArgumentError("the shares leave no row for a hashed feature")
     return ranges

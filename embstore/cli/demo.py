@@ -162,7 +162,8 @@ def _static(
     few = {k: keys for k, keys in found.items() if len(keys) <= n_rows * VOCABULARY_SHARE}
     chosen = choose_vocabularies(few, n_rows)
     hashed = [name for name in config.names if name not in chosen]
-    tables = StaticTables(StaticLayout(n_rows, chosen, hashed), config.names, config.tables)
+    layout = StaticLayout(n_rows, chosen, hashed, seed=options.seed)
+    tables = StaticTables(layout, config.names, config.tables)
     return _trained(Job(config, _reader(log, config), tables), "static", options)
 
 

@@ -175,7 +175,7 @@ def _static_job(options: argparse.Namespace, config: JobConfig, n_peak_rows: int
     found = distinct_keys((config.keys(batch) for batch in scan), names, n_most)
     chosen = choose_vocabularies(found, n_rows) if exact is None else found
     hashed = [name for name in config.names if name not in chosen]
-    layout = StaticLayout(n_rows, chosen, hashed, options.baseline_split)
+    layout = StaticLayout(n_rows, chosen, hashed, options.baseline_split, options.seed)
     return Job(config, reader, StaticTables(layout, config.names, config.tables))
 
 

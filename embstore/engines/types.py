@@ -84,6 +84,14 @@ class Candidates:
     counts : (n,) uint32
     epochs : (n,) int64
         The coarse time of the last sight: step // max(1, candidate_ttl // 16).
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> table = es.Table(dim=2, admission=es.CounterAdmission(min_count=3))
+    >>> _ = table.find_or_insert([7, 7], step=0)
+    >>> table.candidates().counts
+    array([2], dtype=uint32)
     """
 
     keys: NDArray[np.int64]
@@ -104,6 +112,15 @@ class Changes:
         Live keys that were born or written.
     deleted : (m,) int64
         Keys that had a row and have none now.
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> table = es.Table(dim=2, track_changes=True)
+    >>> _ = table.find_or_insert([5, 7], step=0)
+    >>> _ = table.erase([5])
+    >>> table.changes()
+    Changes(upserted=array([7]), deleted=array([5]))
     """
 
     upserted: NDArray[np.int64]
@@ -111,7 +128,17 @@ class Changes:
 
 
 class FindResult(NamedTuple):
-    """What find returns with ``with_meta=True``: rows, and of each key whether, how often, when."""
+    """What find returns with ``with_meta=True``: rows, and of each key whether, how often, when.
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> table = es.Table(dim=1, initializer=es.Constant(0.5))
+    >>> _ = table.find_or_insert([7, 7], step=3)
+    >>> result = table.find([7, 8], with_meta=True)
+    >>> result.found.tolist(), result.freq.tolist(), result.step.tolist()
+    ([True, False], [2, 0], [3, -1])
+    """
 
     rows: NDArray[Any]
     found: NDArray[np.bool_]
@@ -120,7 +147,28 @@ class FindResult(NamedTuple):
 
 
 class ApplyReport(NamedTuple):
-    """Unique keys by what apply_gradients did with their gradient."""
+    """Unique keys by what apply_gradients did with their gradient.
+
+    Attributes
+    ----------
+    n_applied : int
+        Their row was updated.
+    n_dropped : int
+        They had no row: pending or refused at forward, or absent.
+    n_stale : int
+        They had a row at forward and have none now.
+    n_nonfinite : int
+        Their gradient was not finite, and ``on_nonfinite="skip"``.
+
+    Examples
+    --------
+    >>> import numpy as np, embstore as es
+    >>> table = es.Table(dim=2, optimizer=es.SGD(lr=0.1))
+    >>> batch = table.find_or_insert([5, 7], step=0)
+    >>> _ = table.erase([5])
+    >>> table.apply_gradients(batch, np.ones((2, 2), np.float32), step=0)
+    ApplyReport(n_applied=1, n_dropped=0, n_stale=1, n_nonfinite=0)
+    """
 
     n_applied: int
     n_dropped: int
@@ -129,7 +177,15 @@ class ApplyReport(NamedTuple):
 
 
 class AssignReport(NamedTuple):
-    """Unique keys by what assign did with them."""
+    """Unique keys by what assign did with them.
+
+    Examples
+    --------
+    >>> import numpy as np, embstore as es
+    >>> table = es.Table(dim=2)
+    >>> table.assign([5, 7], np.ones((2, 2), np.float32))
+    AssignReport(n_replaced=0, n_inserted=2, n_refused=0)
+    """
 
     n_replaced: int
     n_inserted: int
@@ -137,7 +193,17 @@ class AssignReport(NamedTuple):
 
 
 class EvictReport(NamedTuple):
-    """What evict did; `rows` are the evicted ones (selected ones of a dry run) if asked for."""
+    """What evict did; `rows` are the evicted ones (selected ones of a dry run) if asked for.
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> table = es.Table(dim=2)
+    >>> _ = table.find_or_insert([5, 7], step=0)
+    >>> report = table.evict(es.StepEviction(10), step=11, keep_at_least=1, return_rows=True)
+    >>> report.n_selected, report.n_evicted, report.rows.keys.tolist()
+    (2, 1, [5])
+    """
 
     n_scanned: int
     n_selected: int
@@ -147,7 +213,15 @@ class EvictReport(NamedTuple):
 
 
 class PlanReport(NamedTuple):
-    """Bytes a table will hold with the planned rows, and the most it holds on the way there."""
+    """Bytes a table will hold with the planned rows, and the most it holds on the way there.
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> plan = es.Table.plan(1_000_000, dim=16)
+    >>> plan.peak_bytes >= plan.resting_bytes > 64_000_000
+    True
+    """
 
     resting_bytes: int
     peak_bytes: int

@@ -25,7 +25,14 @@ MAX_BLOOM_IDS = 2**40
 
 
 class Admission(Policy):
-    """The base of the admission policies."""
+    """The base of the admission policies; `from_config` of its module reads what `to_config` wrote.
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> isinstance(es.CounterAdmission(2), es.Admission)
+    True
+    """
 
     __slots__ = ()
 

@@ -33,7 +33,14 @@ class Operation(NamedTuple):
 
 
 class Eviction(Policy):
-    """The base of the eviction policies."""
+    """The base of the eviction policies; ``&`` and ``|`` join two of them.
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> es.StepEviction(100) | es.L2Eviction(1e-3, min_age=10)
+    Or(left=StepEviction(steps_to_live=100), right=L2Eviction(threshold=0.001, min_age=10))
+    """
 
     __slots__ = ()
 

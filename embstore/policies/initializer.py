@@ -12,7 +12,14 @@ from embstore.policies._check import Policy, check_float, policy_from_config
 
 
 class Initializer(Policy):
-    """The base of the initializers."""
+    """The base of the initializers; `from_config` of its module reads what `to_config` wrote.
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> isinstance(es.Normal(), es.Initializer)
+    True
+    """
 
     __slots__ = ()
 

@@ -23,6 +23,12 @@ class Optimizer(Policy):
     Each has `lr`, and, acting on a key's gradient after its duplicates were summed, in this
     order: `clip_value` (each component to [-c, c]), `clip_norm` (the Euclidean norm to at most
     c), `weight_decay` (d times the row is added to the gradient; AdamW decouples it).
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> es.SGD(lr=0.1, clip_norm=1.0).to_config()["clip_norm"]
+    1.0
     """
 
     __slots__ = ()

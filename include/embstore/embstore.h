@@ -85,11 +85,11 @@ typedef struct es_predicate {
 
 typedef struct es_config {
   uint32_t struct_size;
-  uint32_t dim;         /* 1..4096 */
-  int32_t value_dtype;  /* es_dtype */
-  int32_t rounding;     /* es_rounding */
-  uint64_t seed;        /* of initial values and stochastic rounding */
-  uint64_t name_hash;   /* es_name_hash(name) */
+  uint32_t dim;        /* 1..4096 */
+  int32_t value_dtype; /* es_dtype */
+  int32_t rounding;    /* es_rounding */
+  uint64_t seed;       /* of initial values and stochastic rounding */
+  uint64_t name_hash;  /* es_name_hash(name) */
   uint64_t hash_seed[2];
   const float* default_row; /* (dim,) or NULL for zeros */
   int32_t init_kind;
@@ -101,7 +101,7 @@ typedef struct es_config {
   double weight_decay;
   int32_t admission_kind;
   uint32_t min_count;
-  int64_t candidate_ttl; /* steps; 0 = off */
+  int64_t candidate_ttl;               /* steps; 0 = off */
   uint32_t bloom_cell_bits;            /* 1, 2 or 4 */
   uint32_t bloom_n_hashes;             /* 1..16 */
   uint64_t bloom_blocks_per_partition; /* 64-byte blocks in each of the 256 sub-filters */
@@ -123,7 +123,7 @@ typedef struct es_config {
 typedef struct es_state {
   uint32_t struct_size;
   uint32_t reserved;
-  int64_t step;            /* greatest step seen */
+  int64_t step; /* greatest step seen */
   int64_t step_base;
   int64_t n_train_steps;   /* t: distinct training steps */
   int64_t last_train_step; /* -1 = never */
@@ -203,7 +203,7 @@ typedef struct es_plan_report {
 
 ES_API const char* es_version(void);
 ES_API const char* es_last_error(void);
-ES_API const char* es_cpu_path(void); /* "baseline", "avx2" or "avx512"; EMBSTORE_CPU forces one */
+ES_API const char* es_cpu_path(void); /* baseline, avx2, avx512; EMBSTORE_CPU forces one; none if it cannot */
 ES_API int es_num_threads(void);
 ES_API int es_set_num_threads(int n);
 ES_API uint64_t es_name_hash(const char* utf8, uint64_t n_bytes);
@@ -241,8 +241,8 @@ ES_API const uint32_t* es_ticket_inverse(const es_ticket* ticket); /* (n,) into 
 /* grads: (n, dim) float32 in the order of the ticket's keys. lr: the learning rate of this call. */
 ES_API int es_apply_gradients(es_table* table, es_ticket* ticket, const float* grads, int64_t step, double lr,
                               es_apply_report* report);
-ES_API int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint64_t n, const float* grads,
-                                     int64_t step, double lr, es_apply_report* report);
+ES_API int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint64_t n, const float* grads, int64_t step,
+                                     double lr, es_apply_report* report);
 
 /* values: (n, dim) float32. slots: (n, slot_floats) float32 or NULL. refused (n,) u8 or NULL. */
 ES_API int es_assign(es_table* table, const int64_t* keys, uint64_t n, const float* values, int32_t mode, int64_t step,
@@ -259,7 +259,8 @@ ES_API int es_erase(es_table* table, const int64_t* keys, uint64_t n, uint64_t* 
 
 /* counts: 256 numbers, the live rows (or candidates) of each partition. */
 ES_API int es_partition_counts(es_table* table, int32_t candidates, uint64_t* counts);
-/* Rows of partitions [first, last], by (partition, key) ascending, at most capacity. Any output but keys may be NULL. */
+/* Rows of partitions [first, last], by (partition, key) ascending, at most capacity. Any output but keys may be NULL.
+ */
 ES_API int es_export(es_table* table, uint32_t first, uint32_t last, uint64_t capacity, int64_t* keys, void* values,
                      float* slots, uint32_t* freq, int64_t* step, uint64_t* n_out);
 ES_API int es_export_candidates(es_table* table, uint32_t first, uint32_t last, uint64_t capacity, int64_t* keys,

@@ -1,4 +1,5 @@
-// Readers against one writer that inserts, trains, evicts, erases, grows and clears: for ThreadSanitizer and plain runs.
+// Readers against one writer that inserts, trains, evicts, erases, grows and clears: for ThreadSanitizer and plain
+// runs.
 //
 // Every row holds one number in all of its columns (a constant initializer and equal gradients see to that), so a torn
 // row shows itself; and pinned keys, which are never removed, must always be found.

@@ -13,6 +13,7 @@ HOSTILE_KEYS = np.array(
     + [i << 32 for i in range(1, 40)],
     np.int64,
 )
+FAR_BACK = [5, 30, 30, 2**20, 2**33]
 
 
 def keys_of(rng, n, spread):
@@ -93,7 +94,7 @@ class Program:
             jump = self.choose([2**20, 2**31, 2**32 - 1, 2**32, 2**33])
         self.step += jump
         if self.rng.random() < 0.05:
-            return max(0, self.step - int(self.rng.integers(30)))
+            return max(0, self.step - int(self.rng.integers(self.choose(FAR_BACK))))
         return self.step
 
     def floats(self, n):

@@ -379,9 +379,9 @@ class ReferenceTable:
         result = self._assigned(unique, inverse, at, values.astype(np.float32), mode)
         if self.on_nonfinite == "raise" and not np.isfinite(result).all():
             raise NonFiniteError("nonfinite")
-        step = self._enter(self.state.step if step is None else step)
         n_new = int(is_new.sum())
         n_born = self._make_room(n_new, unique)
+        step = self._enter(self.state.step if step is None else step)
         at[np.flatnonzero(is_new)[:n_born]] = self._born(unique[is_new][:n_born], step, 0)
         written = at >= 0
         self.store.values[at[written]] = floats.narrow(result[written], self.dtype)

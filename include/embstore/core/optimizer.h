@@ -53,6 +53,11 @@ EMB_FN uint32_t n_accumulators(const Optimizer& opt, uint32_t dim) {
   return has_dim ? dim : opt.kind == OptimizerKind::kRowWiseAdagrad ? 1 : 0;
 }
 
+// Whether the optimizer keeps powers of its betas.
+EMB_FN bool has_moments(const Optimizer& opt) {
+  return opt.kind == OptimizerKind::kAdam || opt.kind == OptimizerKind::kAdamW;
+}
+
 EMB_FN UpdateScalars update_scalars(const Optimizer& opt, double lr, double beta1_power, double beta2_power) {
   UpdateScalars s = {static_cast<float>(lr), 0, 0, 0, 0, static_cast<float>(opt.weight_decay), false};
   switch (opt.kind) {
@@ -135,8 +140,8 @@ EMB_FN void update_rowwise_adagrad(const UpdateScalars& s, float* __restrict w, 
   for (uint32_t j = 0; j < dim; ++j) w[j] = w[j] - step * g[j];
 }
 
-EMB_FN void update_adam(const UpdateScalars& s, float* __restrict w, float* __restrict slots,
-                        const float* __restrict g, uint32_t dim, bool is_decoupled) {
+EMB_FN void update_adam(const UpdateScalars& s, float* __restrict w, float* __restrict slots, const float* __restrict g,
+                        uint32_t dim, bool is_decoupled) {
   float* __restrict exp_avg = slots;
   float* __restrict exp_avg_sq = slots + dim;
   const float factor = is_decoupled ? s.decay : 1.0f;
@@ -149,8 +154,8 @@ EMB_FN void update_adam(const UpdateScalars& s, float* __restrict w, float* __re
   }
 }
 
-EMB_FN void update_ftrl(const UpdateScalars& s, float* __restrict w, float* __restrict slots,
-                        const float* __restrict g, uint32_t dim) {
+EMB_FN void update_ftrl(const UpdateScalars& s, float* __restrict w, float* __restrict slots, const float* __restrict g,
+                        uint32_t dim) {
   float* __restrict accumulator = slots;
   float* __restrict linear = slots + dim;
   for (uint32_t j = 0; j < dim; ++j) {

@@ -71,8 +71,7 @@ inline void Table::filter_nonfinite(const Ticket& ticket, std::vector<uint32_t>*
     const bool is_single = ticket.distinct.n_positions[u] == 1;
     const bool is_fine = (is_single && is_all_fine) || kernels_.all_finite(sums_.of(u), dim);
     if (!is_fine && config_.c.on_nonfinite == ES_NONFINITE_RAISE)
-      throw Error(ES_NONFINITE, "the gradient of key " +
-                                    std::to_string(static_cast<int64_t>(ticket.distinct.keys[u])) +
+      throw Error(ES_NONFINITE, "the gradient of key " + std::to_string(static_cast<int64_t>(ticket.distinct.keys[u])) +
                                     " is not finite; on_nonfinite=\"skip\" would leave such rows alone");
     report->n_nonfinite += !is_fine;
     if (is_fine) (*wanted)[n_kept++] = u;
@@ -97,6 +96,7 @@ inline void Table::note_train_step(int64_t step) {
   if (state_.n_train_steps > 0 && step <= state_.last_train_step) return;
   ++state_.n_train_steps;
   state_.last_train_step = step;
+  if (!has_moments(config_.optimizer)) return;
   state_.beta1_power *= config_.optimizer.p[0];
   state_.beta2_power *= config_.optimizer.p[1];
 }
@@ -167,19 +167,17 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
   probe(ticket);
   const uint64_t n_unique = ticket.cells.size();
   ticket.status.resize(n_unique);
-  for (uint64_t u = 0; u < n_unique; ++u)
-    ticket.status[u] = is_row_word(ticket.cells[u].word) ? ES_FOUND : ES_INSERTED;
+  for (uint64_t u = 0; u < n_unique; ++u) ticket.status[u] = is_row_word(ticket.cells[u].word) ? ES_FOUND : ES_INSERTED;
   std::vector<float> results;
   assigned_values(ticket, values, mode, &results);
   if (config_.c.on_nonfinite == ES_NONFINITE_RAISE && !kernels_.all_finite(results.data(), results.size()))
     throw Error(ES_NONFINITE, "assign: a value is not finite");
   const Room room = make_room(ticket);
-  reserve_for(ticket, room);
   before_.assign(n_unique, 0);
   for (uint32_t& occurrences : ticket.distinct.occurrences) occurrences = 0;  // assigned rows are born with freq 0
-  log_.reserve(rows().n_ids() + room.n_rows, room.victims.size());
-  es_assign_report report = {};
+  reserve_for(ticket, room);
   advance_base(step);
+  es_assign_report report = {};
   Commit commit(*this);
   step = clamped(step);
   remove_victims(room.victims);
@@ -203,8 +201,8 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
 
 // ---- import
 
-inline void Table::import(const int64_t* keys, uint64_t n, const void* values, const float* slots,
-                          const uint32_t* freq, const int64_t* step) {
+inline void Table::import(const int64_t* keys, uint64_t n, const void* values, const float* slots, const uint32_t* freq,
+                          const int64_t* step) {
   Writer writer(*this);
   int64_t latest = state_.step;
   for (uint64_t i = 0; step != nullptr && i < n; ++i) {
@@ -223,12 +221,12 @@ inline void Table::import(const int64_t* keys, uint64_t n, const void* values, c
   if (!has_rows || !has_bytes)
     throw Error(ES_FULL, "import: " + std::to_string(room.n_rows) + " new rows do not fit beside " +
                              std::to_string(rows().n_live()));
-  reserve_for(ticket, room);
   before_.assign(n, 0);
   for (uint32_t& occurrences : ticket.distinct.occurrences) occurrences = 0;
+  reserve_for(ticket, room);
+  advance_base(latest);
   const uint64_t n_bytes = value_bytes(format());
   const uint64_t n_slots = format().n_slots;
-  advance_base(latest);
   Commit commit(*this);
   give_birth(ticket, 0);
   for (uint64_t u = 0; u < n; ++u) {

@@ -69,7 +69,9 @@ struct Config {
             "periods are not negative");
     optimizer = Optimizer{static_cast<OptimizerKind>(c.optimizer_kind),
                           {c.optimizer_p[0], c.optimizer_p[1], c.optimizer_p[2], c.optimizer_p[3]},
-                          c.clip_norm, c.clip_value, c.weight_decay};
+                          c.clip_norm,
+                          c.clip_value,
+                          c.weight_decay};
     format = RowFormat{c.dim, static_cast<Dtype>(c.value_dtype), c.rounding == ES_ROUND_STOCHASTIC,
                        slot_floats(optimizer, c.dim)};
     init = Initializer{static_cast<InitKind>(c.init_kind), c.init_a, c.init_b, stream_of(c.seed, c.name_hash)};
@@ -83,15 +85,14 @@ struct Config {
   bool has_counter() const { return c.admission_kind == ES_ADMIT_COUNTER; }
   bool has_bloom() const { return c.admission_kind == ES_ADMIT_BLOOM; }
   float initial_accumulator() const { return static_cast<float>(optimizer.p[0]); }
-  uint64_t bloom_bytes() const {
-    return has_bloom() ? kPartitions * bloom.blocks_per_partition * kBloomBlockBytes : 0;
-  }
+  uint64_t bloom_bytes() const { return has_bloom() ? kPartitions * bloom.blocks_per_partition * kBloomBlockBytes : 0; }
 
  private:
   void set_bloom() {
     bloom = BloomShape{c.bloom_cell_bits, c.bloom_n_hashes, c.bloom_blocks_per_partition};
     if (!has_bloom()) return;
-    require(c.bloom_cell_bits == 1 || c.bloom_cell_bits == 2 || c.bloom_cell_bits == 4, "bloom cells have 1, 2 or 4 bits");
+    require(c.bloom_cell_bits == 1 || c.bloom_cell_bits == 2 || c.bloom_cell_bits == 4,
+            "bloom cells have 1, 2 or 4 bits");
     require(c.min_count <= 1u << c.bloom_cell_bits, "min_count needs wider bloom cells");
     require(c.bloom_n_hashes >= 1 && c.bloom_n_hashes <= kMaxBloomHashes, "a bloom filter has 1..16 hashes");
     require(c.bloom_blocks_per_partition >= 1 && c.bloom_blocks_per_partition < (uint64_t{1} << 40),

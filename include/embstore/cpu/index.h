@@ -1,6 +1,7 @@
 // Keys to row words: 64-byte buckets of five exact keys, probed linearly, grown in place without a cliff.
 //
-// 1. A key's home bucket is the high part of hash x n; a probe goes on to the next bucket while the one before is full of
+// 1. A key's home bucket is the high part of hash x n; a probe goes on to the next bucket while the one before is full
+// of
 //    cells that were ever used, and ends at an empty cell. The last bucket is never used, so every probe ends.
 // 2. Growth moves home buckets in ascending order, some with each batch: homes below `boundary` are in `to`, the others
 //    in `from`. What was moved is left behind unchanged and is dead.
@@ -86,9 +87,7 @@ class Index {
   }
   void prefault() { prefault_pages(from_.data(), from_.bytes()); }
   // Bytes at the peak of ensure(n_new), beyond what is held now.
-  uint64_t growth_bytes(uint64_t n_new) const {
-    return has_room(n_new) ? 0 : bytes_of(target_buckets(n_new));
-  }
+  uint64_t growth_bytes(uint64_t n_new) const { return has_room(n_new) ? 0 : bytes_of(target_buckets(n_new)); }
   // Bytes with n_keys in: the least that may be (just before growth), and right after growth.
   static uint64_t resting_bytes(uint64_t n_keys) { return bytes_of(buckets_at_load(n_keys, 7)); }
   static uint64_t grown_bytes(uint64_t n_keys) { return bytes_of(buckets_at_load(n_keys, 5)); }
@@ -133,7 +132,7 @@ class Index {
   HashSeed seed_;
   Region from_;
   Region to_;
-  View view_;  // the writer's own copy
+  View view_;            // the writer's own copy
   uint64_t n_used_ = 0;  // cells that are not empty: keys and tombstones
   uint64_t n_tombstones_ = 0;
   uint64_t n_tombstones_to_ = 0;

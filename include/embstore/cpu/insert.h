@@ -81,7 +81,8 @@ inline void Table::halve_frequencies() {
   });
 }
 
-// Keeps every step within 32 bits of the base; rows too old for the new base take it as their step.
+// Keeps every step within 32 bits of the base; rows too old for the new base take it as their step. Cannot fail once
+// the log has room for marks of all rows.
 inline void Table::advance_base(int64_t step) {
   if (step - state_.step_base < (int64_t{1} << 32)) return;
   const int64_t base = step - (int64_t{1} << 31);
@@ -270,8 +271,8 @@ inline void Table::reserve_for(Ticket& ticket, const Room& room) {
   const uint64_t n_more = room.n_rows > room.victims.size() ? room.n_rows - room.victims.size() : 0;
   rows().reserve(n_more);
   tasks_.reset(room.n_rows, config_.c.dim + 4 + format().n_slots);
-  plan_removal(room.victims, config_.c.collect_evicted != 0);
   log_.reserve(rows().n_ids() + n_more, room.victims.size());
+  plan_removal(room.victims, config_.c.collect_evicted != 0);
 }
 
 // ---- committing
@@ -304,6 +305,7 @@ inline void Table::touch_hits(const Ticket& ticket) {
 inline void Table::give_birth(Ticket& ticket, uint32_t step) {
   const Distinct& d = ticket.distinct;
   std::vector<Cell>& cells = ticket.cells;
+  uint64_t n_born = 0;
   for (uint64_t u = 0; u < cells.size(); ++u) {
     if (ticket.status[u] != ES_INSERTED) continue;
     const uint32_t row = rows().take();
@@ -311,7 +313,7 @@ inline void Table::give_birth(Ticket& ticket, uint32_t step) {
     __atomic_store_n(&meta->key, d.keys[u], __ATOMIC_RELAXED);
     __atomic_store_n(&meta->step, step, __ATOMIC_RELAXED);
     __atomic_store_n(&meta->freq, saturating_add(before_[u], d.occurrences[u]), __ATOMIC_RELAXED);
-    tasks_.add(u, RowTask{rows().values(row), rows().slots(row), nullptr, meta, nullptr, d.keys[u]});
+    tasks_.add(n_born++, RowTask{rows().values(row), rows().slots(row), nullptr, meta, nullptr, d.keys[u]});
     log_.note_written(row);
     before_[u] = row;  // its count has been used
   }

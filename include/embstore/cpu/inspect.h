@@ -112,16 +112,22 @@ inline void Table::evicted_take(uint64_t capacity, const RowArrays& out) {
   evicted_.take(format(), out);
 }
 
-// Ascending keys: live ones that were written, and removed ones that are absent now.
+inline bool is_before_in_files(int64_t a, int64_t b) {
+  const uint32_t pa = partition_of(static_cast<uint64_t>(a));
+  const uint32_t pb = partition_of(static_cast<uint64_t>(b));
+  return pa != pb ? pa < pb : a < b;
+}
+
+// By (partition, key): live keys that were written, and removed ones that are absent now.
 inline void Table::changes(std::vector<int64_t>* upserted, std::vector<int64_t>* deleted) {
   require(log_.is_on(), "changes: the table was made without track_changes");
   Writer writer(*this);
   rows().for_each(0, rows().n_ids(), [&](uint32_t row, const Meta* meta) {
     if (log_.is_dirty(row)) upserted->push_back(static_cast<int64_t>(meta->key));
   });
-  std::sort(upserted->begin(), upserted->end());
+  std::sort(upserted->begin(), upserted->end(), is_before_in_files);
   *deleted = log_.removed();
-  std::sort(deleted->begin(), deleted->end());
+  std::sort(deleted->begin(), deleted->end(), is_before_in_files);
   deleted->erase(std::unique(deleted->begin(), deleted->end()), deleted->end());
   const auto is_live = [&](int64_t key) {
     const uint64_t bits = static_cast<uint64_t>(key);
@@ -135,13 +141,14 @@ inline void Table::changes_reset() {
   log_.reset();
 }
 
-// What a table of this shape holds at rest, and at the peak of its last growth, when old and new index lie side by side.
+// What a table of this shape holds at rest, and at the peak of its last growth, when old and new index lie side by
+// side.
 inline es_plan_report Table::plan(const es_config& config, uint64_t n_rows, uint64_t n_candidates) {
   const Config checked(config);
-  const Rows rows(checked.format, SlabLayout::kContiguous);
+  const Rows rows(checked.format, kSlabLayout);
   const uint64_t n_keys = n_rows + n_candidates;
-  const uint64_t fixed = rows.bytes_after(n_rows) + checked.bloom_bytes() + sizeof(Table) +
-                         (config.track_changes != 0 ? n_rows : 0);
+  const uint64_t fixed =
+      rows.bytes_after(n_rows) + checked.bloom_bytes() + sizeof(Table) + (config.track_changes != 0 ? n_rows : 0);
   const uint64_t index_bytes = Index::resting_bytes(n_keys);
   return es_plan_report{fixed + index_bytes, fixed + index_bytes + Index::grown_bytes(n_keys)};
 }

@@ -40,7 +40,7 @@ struct UpdateContext {
   UpdateScalars scalars;
   uint64_t stream;  // of stochastic rounding
   uint32_t t;
-  uint32_t step;  // relative to step_base
+  uint32_t step;   // relative to step_base
   float* scratch;  // (2 * dim + n_slots,)
 };
 
@@ -282,8 +282,7 @@ EMB_FN void pool(const float* rows, uint32_t dim, const float* weights, uint64_t
 }
 
 EMB_FN Kernels make_kernels(const char* name) {
-  return Kernels{name,        copy_rows,  sum_gradients,  all_finite, update_rows,
-                 birth_rows,  initial_values, norms,      pool};
+  return Kernels{name, copy_rows, sum_gradients, all_finite, update_rows, birth_rows, initial_values, norms, pool};
 }
 
 }  // namespace embstore::cpu

@@ -31,7 +31,9 @@ inline es_evict_report Table::evict(const es_evict_args& args) {
   const std::vector<Predicate> program = predicates_of(args.predicates, args.n_predicates);
   require(!program.empty(), "evict: there is no policy");
   Writer writer(*this);
-  return evict_locked(program, args);
+  const es_evict_report report = evict_locked(program, args);
+  if (args.dry_run == 0) state_.step = std::max(state_.step, args.step);
+  return report;
 }
 
 inline es_evict_report Table::evict_locked(const std::vector<Predicate>& program, const es_evict_args& args) {
@@ -42,11 +44,11 @@ inline es_evict_report Table::evict_locked(const std::vector<Predicate>& program
   if (args.n_pins > 0) call_pins.set(args.pins, args.n_pins);
   std::vector<Victim> victims;
   uint64_t at = deadline.is_bounded() && evict_cursor_ < rows().n_ids() ? evict_cursor_ : 0;
-  while (at < rows().n_ids() && !deadline.has_passed()) {
+  do {  // a bounded scan gets on by a block at least
     const uint64_t end = std::min(rows().n_ids(), at + EvictionScan::kBlock);
     report.n_scanned += scan.run(at, end, &victims);
     at = end;
-  }
+  } while (at < rows().n_ids() && !deadline.has_passed());
   const auto is_pinned = [&](const Victim& v) { return pins_.holds(v.key) || call_pins.holds(v.key); };
   victims.erase(std::remove_if(victims.begin(), victims.end(), is_pinned), victims.end());
   report.n_selected = victims.size();
@@ -59,7 +61,6 @@ inline es_evict_report Table::evict_locked(const std::vector<Predicate>& program
   report.n_evicted = victims.size();
   Commit commit(*this);
   remove_victims(victims);
-  state_.step = std::max(state_.step, args.step);
   return report;
 }
 

@@ -17,6 +17,10 @@ namespace embstore::cpu {
 
 // Whether a row's slots lie beside its values (docs/decisions/002) or in an arena of their own.
 enum class SlabLayout : int32_t { kContiguous = 0, kSeparate = 1 };
+#ifndef EMB_SLAB
+#define EMB_SLAB kContiguous
+#endif
+constexpr SlabLayout kSlabLayout = SlabLayout::EMB_SLAB;
 
 class Rows {
  public:

@@ -186,7 +186,7 @@ class Table {
   Dedup dedup_;
   GradientSums sums_;
   TaskLists tasks_;
-  std::vector<uint32_t> before_;   // (n_unique,) occurrences counted before this batch
+  std::vector<uint32_t> before_;    // (n_unique,) occurrences counted before this batch
   std::vector<BloomPlace> places_;  // (n_unique,) where bloom admission needs them
 };
 
@@ -201,8 +201,8 @@ inline Table::Table(const es_config& config, const Kernels& kernels)
       id_(next_table_id()),
       fork_generation_(ThreadPool::fork_generation()),
       default_row_(value_bytes(config_.format)),
-      storage_(std::make_unique<Storage>(HashSeed{config.hash_seed[0], config.hash_seed[1]}, config_.format,
-                                         SlabLayout::kContiguous)),
+      storage_(
+          std::make_unique<Storage>(HashSeed{config.hash_seed[0], config.hash_seed[1]}, config_.format, kSlabLayout)),
       shared_storage_(storage_.get()),
       state_(initial_state(config)),
       log_(config.track_changes != 0) {
@@ -254,17 +254,16 @@ inline uint64_t Table::find(const int64_t* keys, uint64_t n, void* rows, Dtype r
 
 inline void Table::clear() {
   Writer writer(*this);
-  auto fresh = std::make_unique<Storage>(HashSeed{config_.c.hash_seed[0], config_.c.hash_seed[1]}, config_.format,
-                                         SlabLayout::kContiguous);
+  auto fresh =
+      std::make_unique<Storage>(HashSeed{config_.c.hash_seed[0], config_.c.hash_seed[1]}, config_.format, kSlabLayout);
   const uint64_t n_bytes = own_bytes();
   graveyard_.reserve_one();
   log_.reserve(0, rows().n_live());
   std::shared_ptr<Storage> old(std::move(storage_));
   storage_ = std::move(fresh);
   Commit commit(*this);
-  old->rows.for_each(0, old->rows.n_ids(), [&](uint32_t row, const Meta* meta) {
-    log_.note_removed(row, static_cast<int64_t>(meta->key));
-  });
+  old->rows.for_each(0, old->rows.n_ids(),
+                     [&](uint32_t row, const Meta* meta) { log_.note_removed(row, static_cast<int64_t>(meta->key)); });
   state_.n_erased += old->rows.n_live();
   shared_storage_.store(storage_.get(), std::memory_order_release);
   if (bloom_) std::memset(bloom_.data(), 0, bloom_.bytes());

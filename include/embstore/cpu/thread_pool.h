@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -22,6 +23,8 @@ namespace embstore::cpu {
 
 class ThreadPool {
  public:
+  static constexpr int kMostThreads = 1024;
+
   static ThreadPool& instance() {
     static ThreadPool* pool = new ThreadPool();  // never destroyed: workers may outlive static destructors
     return *pool;
@@ -71,7 +74,7 @@ class ThreadPool {
   static int configured_threads() {
     const char* text = std::getenv("EMBSTORE_NUM_THREADS");
     const int wanted = text != nullptr ? std::atoi(text) : 0;
-    if (wanted > 0) return wanted;
+    if (wanted > 0) return std::min(wanted, kMostThreads);
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
     return 1;

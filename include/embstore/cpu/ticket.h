@@ -17,10 +17,10 @@ struct Ticket {
   uint64_t n_clears = 0;
   uint64_t layout = 0;
   Distinct distinct;
-  std::vector<uint8_t> status;       // (n_unique,) es_key_status
-  std::vector<Cell> cells;           // (n_unique,)
-  std::vector<uint32_t> positions;   // of the keys that occur more than once, key after key; made at the first apply
-  std::vector<uint64_t> first_of;    // (n_unique,) where a key's positions begin
+  std::vector<uint8_t> status;      // (n_unique,) es_key_status
+  std::vector<Cell> cells;          // (n_unique,)
+  std::vector<uint32_t> positions;  // of the keys that occur more than once, key after key; made at the first apply
+  std::vector<uint64_t> first_of;   // (n_unique,) where a key's positions begin
   bool has_positions = false;
 
   bool had_row(uint64_t unique) const { return status[unique] == ES_FOUND || status[unique] == ES_INSERTED; }

@@ -91,9 +91,10 @@ class EvictedRows {
   void append(const Rows& rows, const Config& config, int64_t step_base, const std::vector<Victim>& victims) {
     const uint64_t first = size();
     const uint64_t n = first + victims.size();
-    resize(n, config.format);
     std::vector<std::pair<int64_t, uint32_t>> by_key;
     by_key.reserve(victims.size());
+    reserve(n, config.format);  // the last that may fail
+    resize(n, config.format);
     for (const Victim& v : victims) by_key.emplace_back(v.key, v.row);
     RowWriter(rows, config, step_base,
               RowArrays{keys_.data(), values_.data(), slots_.data(), freq_.data(), step_.data()})
@@ -119,6 +120,19 @@ class EvictedRows {
   }
 
  private:
+  template <class T>
+  static void reserve_amortized(std::vector<T>& v, uint64_t n) {
+    if (v.capacity() < n) v.reserve(std::max<uint64_t>(n, v.capacity() * 2));
+  }
+
+  void reserve(uint64_t n, const RowFormat& f) {
+    reserve_amortized(keys_, n);
+    reserve_amortized(values_, n * value_bytes(f));
+    reserve_amortized(slots_, n * f.n_slots);
+    reserve_amortized(freq_, n);
+    reserve_amortized(step_, n);
+  }
+
   void resize(uint64_t n, const RowFormat& f) {
     keys_.resize(n);
     values_.resize(n * value_bytes(f));

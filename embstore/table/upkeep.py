@@ -29,7 +29,7 @@ from embstore.policies.eviction import (
     freq_halve_every,
     program,
 )
-from embstore.table_base import TableBase
+from embstore.table.base import TableBase
 
 # Names of es_state that stats() shows as they are.
 STATE_NAMES = (

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore import engines
-from embstore.batch import Batch, PooledBatch, PoolMode, as_bags
 from embstore.engines import arrays
 from embstore.engines.spec import (
     DEFAULT_INITIALIZER,
@@ -28,9 +27,10 @@ from embstore.policies.admission import Admission
 from embstore.policies.eviction import Eviction
 from embstore.policies.initializer import Initializer
 from embstore.policies.optimizer import Optimizer
-from embstore.table_base import EvictionSink
-from embstore.table_content import TableContent
-from embstore.table_upkeep import TableUpkeep
+from embstore.table.base import EvictionSink
+from embstore.table.batch import Batch, PooledBatch, PoolMode, as_bags
+from embstore.table.content import TableContent
+from embstore.table.upkeep import TableUpkeep
 
 Missing = Literal["default", "initial", "raise"]
 Admit = Literal["policy", "always"]

@@ -12,7 +12,7 @@ from embstore.engines.types import AssignReport, Candidates, Changes, Rows
 from embstore.errors import ArgumentError, ArgumentTypeError
 from embstore.policies._check import INT64_MAX, check_choice, check_int, check_step
 from embstore.policies.admission import CounterAdmission
-from embstore.table_base import TableBase
+from embstore.table.base import TableBase
 
 ASSIGN_MODES: tuple[Literal["replace", "add"], ...] = ("replace", "add")
 

@@ -12,7 +12,7 @@ from embstore.policies._check import check_choice, check_optional_int
 
 if TYPE_CHECKING:
     from embstore.engines.engine import Ticket
-    from embstore.table_base import TableBase
+    from embstore.table.base import TableBase
 
 PoolMode = Literal["sum", "mean", "sqrtn"]
 POOL_MODES: tuple[PoolMode, ...] = ("sum", "mean", "sqrtn")

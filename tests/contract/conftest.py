@@ -1,0 +1,26 @@
+"""The contract runs once for each engine: `make_table` makes tables on it, and closes them."""
+
+import pytest
+
+import embstore as es
+
+
+@pytest.fixture(params=["cpu"])
+def engine(request):
+    """The device of the tables under test."""
+    return request.param
+
+
+@pytest.fixture
+def make_table(engine):
+    """A function that makes tables: dim 2 and constant initial values unless told otherwise."""
+    tables = []
+
+    def make(dim=2, **parameters):
+        parameters.setdefault("initializer", es.Constant(1.0))
+        tables.append(es.Table(dim, device=engine, **parameters))
+        return tables[-1]
+
+    yield make
+    for table in tables:
+        table.close()
