@@ -86,9 +86,10 @@ class Absolute:
 class Case:
     """One setting of the axes, and who competes at it.
 
-    `setup` is hashable and has `build()`, which makes the workspace: tables, tensors, buffers.
-    Neighbouring cases with an equal setup share it. `check(workspace, calls)` raises where the
-    contenders, called on the same batch, do not do the same work.
+    `setup` compares by value and has `build()`, which makes the workspace: tables, tensors, buffers.
+    Neighbouring cases with an equal setup share it. What contenders put into `workspace.notes` while
+    they are built goes into the result. `check(workspace, case, calls)` raises where the contenders,
+    called on the same batch, do not do the same work.
     """
 
     name: str
@@ -115,6 +116,10 @@ class Lane:
 
     def sample(self, turn):
         """Time one call; after a change of the number of threads one more comes first, untimed."""
+        remote = getattr(self.call, "sample_ns", None)
+        if remote is not None:
+            self.times_ns.append(remote(self.offset + turn))
+            return
         if set_threads(self.contender.threads):
             self.call(self.offset + turn - 1)
         start = time.perf_counter_ns()
@@ -141,6 +146,7 @@ def run_case(case, workspace, peers=()):
     contenders = (*case.contenders, *peers)
     stride = case.n_batches // len(contenders)
     lanes = []
+    workspace.notes = {}
     set_threads(contenders[0].threads)
     for i, contender in enumerate(contenders):
         lane = Lane(contender, contender.build(workspace, case), i * stride)
@@ -158,7 +164,7 @@ def run_case(case, workspace, peers=()):
             ContenderResult(lane.contender.name, lane.contender.n_calls, lane.times_ns)
             for lane in lanes
         ],
-        notes=dict(getattr(workspace, "notes", {})),
+        notes=workspace.notes,
     )
 
 

@@ -1,6 +1,7 @@
 """Store: several named tables that share a step, threads and one checkpoint."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -10,6 +11,8 @@ from embstore.engines import arrays
 from embstore.engines.types import ApplyReport, EvictReport
 from embstore.errors import ArgumentError, ArgumentTypeError
 from embstore.policies._check import check_step, shown
+from embstore.table import files
+from embstore.table.base import EvictionSink
 from embstore.table.batch import Bags, FeatureBatch, PoolMode, as_bags
 from embstore.table.table import Admit, Missing, Table
 
@@ -295,6 +298,75 @@ class Store:
             if table.evicts_by_itself
         }
 
+    def save(self, path: files.Path, extra: Any = None, evict: bool = False) -> None:
+        """Write a checkpoint of all tables as of one moment; see ``Table.save``.
+
+        Parameters
+        ----------
+        path
+            A directory, made if need be.
+        extra
+            A dict of what JSON can hold, and of numpy arrays, that `load` gives back.
+        evict
+            Run the tables' eviction policies first.
+        """
+        if evict:
+            self.evict()
+        files.save_tables(path, self._tables, extra, store={"features": self.features})
+
+    @classmethod
+    def load(
+        cls,
+        path: files.Path,
+        *,
+        device: str = "cpu",
+        hash_seed: int | None = None,
+        on_evict: Mapping[str, EvictionSink] | None = None,
+        verify: str = "full",
+    ) -> Self:
+        """Return a new store from a checkpoint of a store, or of a table; see ``Table.load``.
+
+        A learning rate that was a schedule is not saved: set the table's ``lr`` anew.
+
+        Parameters
+        ----------
+        path
+            The directory that `save` wrote.
+        device, hash_seed
+            As for `Table`, for all tables.
+        on_evict
+            From names of tables to sinks, as for `Table`.
+        verify
+            As in ``Table.load``.
+
+        Returns
+        -------
+        Store
+            ``extra`` is what was given to `save`.
+        """
+        from embstore import checkpoint
+
+        sinks = dict(on_evict or {})
+        tables: dict[str, Table] = {}
+        with checkpoint.load_tables(path, verify=verify) as loaded, ExitStack() as undo:
+            unknown = sorted(set(sinks) - set(loaded.tables))
+            if unknown:
+                raise ArgumentError(
+                    f"Store.load: on_evict names {unknown}; there are {list(loaded.tables)}"
+                )
+            for name, saved in loaded.tables.items():
+                where = f"{loaded.path}: table {name!r}"
+                spec = files.loaded_spec(saved, None, where)
+                tables[name] = Table._of_spec(
+                    spec, device, hash_seed, sinks.get(name), "Store.load"
+                )
+                undo.callback(tables[name].close)
+                files.restore(tables[name], saved)
+            undo.pop_all()
+        store = cls(tables, (loaded.store or {}).get("features"))
+        store.extra = loaded.extra
+        return store
+
     def stats(self) -> dict[str, dict[str, Any]]:
         """Return ``Table.stats`` of each table, by name."""
         return {name: table.stats() for name, table in self._tables.items()}
@@ -384,5 +456,7 @@ def _named(tables: Mapping[str, Table] | Iterable[Table]) -> dict[str, Table]:
             raise ArgumentTypeError(f"{expected}, got {shown(name)}: {arrays.describe(table)}")
         if name in named:
             raise ArgumentError(f"Store: two tables have the name {name!r}")
+        if any(table is other for other in named.values()):
+            raise ArgumentError(f"Store: table {name!r} is there twice; map features to it instead")
         named[name] = table
     return named

@@ -55,7 +55,7 @@ def test_32_bit_keys_are_widened(dtype):
         lambda: KEYS.astype("<u8"),
         lambda: np.frombuffer(b"x" + KEYS.tobytes(), np.int64, offset=1),
         lambda: Dlpack(KEYS),
-        lambda: KEYS.tolist(),
+        KEYS.tolist,
         lambda: tuple(KEYS),
         lambda: KEYS.view(type("Sub", (np.ndarray,), {})),
     ],

@@ -37,9 +37,9 @@ class DeepFM:
         self.lr = lr
         self.n_steps = 0
         self.weights: dict[str, Floats] = {
-            "hidden_weight": _normal(random, (n_in, N_HIDDEN), (2 / n_in) ** 0.5),
+            "hidden_weight": _glorot(random, n_in, N_HIDDEN),
             "hidden_bias": np.zeros(N_HIDDEN, np.float32),
-            "output_weight": _normal(random, (N_HIDDEN, 1), (1 / N_HIDDEN) ** 0.5),
+            "output_weight": _glorot(random, N_HIDDEN, 1),
             "output_bias": np.zeros(1, np.float32),
         }
         self._moments = {
@@ -158,5 +158,7 @@ def _blocks(n_rows: int, n_products_a_row: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n_rows, size))
 
 
-def _normal(random: np.random.RandomState, shape: tuple[int, ...], std: float) -> Floats:
-    return (std * random.standard_normal(shape)).astype(np.float32)
+def _glorot(random: np.random.RandomState, n_in: int, n_out: int) -> Floats:
+    """Return uniform weights (n_in, n_out) of Glorot and Bengio, 2010, equation 16."""
+    bound = (6 / (n_in + n_out)) ** 0.5
+    return random.uniform(-bound, bound, (n_in, n_out)).astype(np.float32)

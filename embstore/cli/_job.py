@@ -197,7 +197,7 @@ class Job:
         CheckpointError
             If there is no sound checkpoint.
         """
-        store = es.Store.load(folder)
+        store = es.Store.load(folder, device=config.tables.device)
         extra = store.extra
         _check_same_job(extra, config, folder)
         job = cls(config, reader, DynamicTables(store, config.names))

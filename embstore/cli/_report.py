@@ -1,7 +1,7 @@
 """The tables that commands print."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from embstore.cli._job import WINDOWS, Outcome
 
@@ -11,23 +11,28 @@ ROWS = {
 }
 
 
-def comparison(dynamic: Outcome, static: "Outcome | None", static_name: str = "static") -> str:
-    """Return a table of what came of the dynamic tables, beside a static one."""
-    outcomes = [dynamic] if static is None else [dynamic, static]
-    lines = [["", "dynamic", static_name, "difference"][: 1 + len(outcomes) + (len(outcomes) > 1)]]
-    for name in WINDOWS:
-        areas = [outcome.areas[name] for outcome in outcomes]
-        gain = [f"{areas[0] - areas[1]:+.4f}"] if static is not None else []
-        lines.append([ROWS[name], *(f"{area:.4f}" for area in areas), *gain])
-    lines += [
-        ["rows live", *(count(o.sizes.n_live) for o in outcomes)],
-        ["rows live at the peak", *(count(o.n_peak_rows) for o in outcomes)],
-        ["keys pending", *(count(o.sizes.n_pending) for o in outcomes)],
-        ["rows evicted", *(count(o.sizes.n_evicted) for o in outcomes)],
-        ["bytes", *(size(o.sizes.nbytes) for o in outcomes)],
-        ["rows trained per second", *(rate(o.rows_per_s) for o in outcomes)],
-    ]
+def comparison(dynamic: Outcome, statics: Mapping[str, Outcome]) -> str:
+    """Return a table of what came of the dynamic tables, beside static ones by name."""
+    lines = [["", "dynamic"], *([ROWS[name], area(dynamic.areas[name])] for name in WINDOWS)]
+    lines += [[name, text] for name, text in _sizes(dynamic).items()]
+    for title, static in statics.items():
+        sizes = list(_sizes(static).values())
+        areas = [area(static.areas[name]) for name in WINDOWS]
+        gains = [area(dynamic.areas[name] - static.areas[name], "+") for name in WINDOWS]
+        columns = [[title, *areas, *sizes], ["gain", *gains, *[""] * len(sizes)]]
+        lines = [[*line, *cells] for line, *cells in zip(lines, *columns, strict=True)]
     return table(lines)
+
+
+def _sizes(outcome: Outcome) -> dict[str, str]:
+    return {
+        "rows live": count(outcome.sizes.n_live),
+        "rows live at the peak": count(outcome.n_peak_rows),
+        "keys pending": count(outcome.sizes.n_pending),
+        "rows evicted": count(outcome.sizes.n_evicted),
+        "bytes": size(outcome.sizes.nbytes),
+        "rows trained per second": rate(outcome.rows_per_s),
+    }
 
 
 def table(lines: Sequence[Sequence[str]], is_text: bool = False) -> str:
@@ -42,6 +47,11 @@ def table(lines: Sequence[Sequence[str]], is_text: bool = False) -> str:
         cells += [align(cell, width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         texts.append("  ".join(cells).rstrip())
     return "\n".join(texts)
+
+
+def area(value: float, sign: str = "") -> str:
+    """Return an area under the curve, or a dash where all labels are the same."""
+    return f"{value:{sign}.4f}" if math.isfinite(value) else "-"
 
 
 def count(n: int) -> str:

@@ -96,7 +96,7 @@ class Tables:
 
     def evict(self, step: int) -> int:
         """Evict by the tables' policy; return how many rows went."""
-        return sum(self.store[name].evict(step=step).n_evicted for name in self.store)
+        return sum(report.n_evicted for report in self.store.evict(step=step).values())
 
     def _keys(self, feature: str, keys: Keys) -> Keys:
         """Return the keys under which the store knows the keys of a feature."""

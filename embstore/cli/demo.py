@@ -23,15 +23,16 @@ from embstore.cli._tables import DynamicTables, StaticTables, TableOptions
 from embstore.data import ParquetReader, parse_features
 
 BATCH_SIZE = 512
-MIN_COUNT = 2
-STEPS_TO_LIVE = 1000
+DIM = 16
+MIN_COUNT, CANDIDATE_TTL = 2, 1000
+STEPS_TO_LIVE = 1500
 CHECK_ROWS = 100_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the options of the command."""
     add = parser.add_argument
-    add("--rows", type=_options.integer(10_000), default=2_000_000, help="of the log (2,000,000)")
+    add("--rows", type=_options.integer(10_000), default=3_000_000, help="of the log (3,000,000)")
     add("--seed", type=_options.integer(0), default=0, help="of the log and the model (0)")
     add("--out", metavar="DIR", help="keep log and checkpoint here, not in a temporary folder")
     add("--quiet", action="store_true", help="no progress bar")
@@ -59,13 +60,13 @@ def _demo(folder: Path, options: argparse.Namespace) -> int:
 
     _title("2. A DeepFM in one pass, each batch predicted before it is trained")
     job = _dynamic(log, options)
-    static = _static(log, options, found, job.n_peak_rows)
-    assert isinstance(static.tables, StaticTables)
-    print(comparison(job.outcome(), static.outcome(), "static table"))
-    n_keys = sum(len(keys) for keys in found.values())
-    print(f"\n{_policy()}: {count(n_keys)} keys came, at most {count(job.n_peak_rows)} had a row")
-    print(f"at a time ({n_keys / job.n_peak_rows:.1f} times fewer). The static table has as many;")
-    print(f"without collisions there: {', '.join(static.tables.layout.vocabularies) or 'none'}.")
+    n_rows = {
+        "static, as many rows": job.n_peak_rows,
+        "static, as many bytes": job.tables.sizes().nbytes // (4 * (DIM + 1)),
+    }
+    statics = {name: _static(log, options, found, n).outcome() for name, n in n_rows.items()}
+    print(comparison(job.outcome(), statics))
+    _explain(job, sum(len(keys) for keys in found.values()))
 
     _title("3. Evict, save, reload in a new process")
     is_same = _save_and_check(folder, job, options.seed)
@@ -125,19 +126,15 @@ def _digest(job: Job) -> str:
 
 def _config(seed: int) -> JobConfig:
     tables = TableOptions(
-        dim=16,
+        dim=DIM,
         lr=0.1,
         eps=1e-2,
         seed=seed,
-        admission=es.CounterAdmission(MIN_COUNT),
+        admission=es.CounterAdmission(MIN_COUNT, candidate_ttl=CANDIDATE_TTL),
         eviction=es.StepEviction(STEPS_TO_LIVE),
     )
     features = tuple(parse_features("user,item,category", "user*category"))
     return JobConfig(features, "label", BATCH_SIZE, 2e-3, tables)
-
-
-def _policy() -> str:
-    return f"Seen {MIN_COUNT} times to get a row, {STEPS_TO_LIVE} steps untrained to lose it"
 
 
 def _reader(log: Path, config: JobConfig) -> ParquetReader:
@@ -177,6 +174,16 @@ def _print_log(log: Path, n_rows: int, n_distinct: dict[str, int]) -> None:
     print(f"{count(n_rows)} rows, {size(log.stat().st_size)}; distinct keys:")
     lines = [[f"  {name}", count(n)] for name, n in n_distinct.items()]
     print(table([*lines, ["  together", count(sum(n_distinct.values()))]]))
+
+
+def _explain(job: Job, n_keys: int) -> None:
+    ratio = n_keys / job.n_peak_rows
+    print(
+        f"\ndynamic: a key gets a row when seen {MIN_COUNT} times, pauses up to {CANDIDATE_TTL} "
+        f"steps, and loses it after {STEPS_TO_LIVE}\nsteps without training; of {count(n_keys)} "
+        f"keys at most {count(job.n_peak_rows)} had one at a time, {ratio:.1f} times fewer\n"
+        "static: an array onto which keys are hashed; categories have rows of their own"
+    )
 
 
 def _title(text: str) -> None:

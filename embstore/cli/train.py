@@ -190,10 +190,10 @@ def _print_outcome(job: Job, n_before: int, outcome: Outcome, static: "Job | Non
     resumed = f", {n_before:,} of them before this run" if n_before else ""
     print(f"{where} {n_rows:,} rows in {job.step:,} batches{resumed}; predicted, then trained\n")
     if static is None:
-        print(comparison(outcome, None))
+        print(comparison(outcome, {}))
         return
     layout = _layout(static)
-    print(comparison(outcome, static.outcome(), f"static:{layout.n_rows:,}"))
+    print(comparison(outcome, {f"static:{layout.n_rows:,}": static.outcome()}))
     exact = ", ".join(layout.vocabularies) or "none"
     print(
         f"\nstatic table: features without collisions: {exact}; hashed: {', '.join(layout.ranges)}"

@@ -105,12 +105,7 @@ class CpuEngine:
 
     def export_rows(self, first: int, last: int) -> Rows:
         """Return the rows of partitions [first, last]."""
-        capacity = self._count(first, last, False)
-        rows = Rows(*self._core.export_rows(first, last, capacity))
-        while len(rows) == capacity:  # a writer came between
-            capacity = 2 * capacity
-            rows = Rows(*self._core.export_rows(first, last, capacity))
-        return rows
+        return Rows(*self._core.export_rows(first, last, self._count(first, last, False)))
 
     def import_rows(self, rows: Rows) -> None:
         """Create or replace complete rows."""
@@ -118,12 +113,8 @@ class CpuEngine:
 
     def export_candidates(self, first: int, last: int) -> Candidates:
         """Return the candidates of partitions [first, last]."""
-        capacity = self._count(first, last, True)
-        candidates = Candidates(*self._core.export_candidates(first, last, capacity))
-        while len(candidates) == capacity:
-            capacity = 2 * capacity
-            candidates = Candidates(*self._core.export_candidates(first, last, capacity))
-        return candidates
+        n = self._count(first, last, True)
+        return Candidates(*self._core.export_candidates(first, last, n))
 
     def import_candidates(self, candidates: Candidates) -> None:
         """Create candidates."""
@@ -134,10 +125,10 @@ class CpuEngine:
         return Changes(*self._core.changes())
 
     def _count(self, first: int, last: int, candidates: bool) -> int:
-        """Return one more than the rows (or candidates) of partitions [first, last] now."""
+        """Return the number of rows (or candidates) of partitions [first, last]."""
         if not 0 <= first <= last < N_PARTITIONS:
             raise InternalError(f"partitions must lie in [0, {N_PARTITIONS}), got {first}..{last}")
-        return int(self.partition_counts(candidates)[first : last + 1].sum()) + 1
+        return int(self.partition_counts(candidates)[first : last + 1].sum())
 
 
 def plan(spec: TableSpec, n_rows: int, n_candidates: int) -> PlanReport:

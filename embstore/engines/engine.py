@@ -2,7 +2,9 @@
 
 Every array handed to an engine is C-contiguous, aligned, of the dtype named here and of a length
 that fits the others (`embstore.engines.arrays` sees to it). Any number of threads may call `find`
-and `contains` while others write; writers queue. After `close` every call raises ClosedTableError.
+and `contains` while others write; writers queue. Calls that consist of several native ones (export,
+changes, take_evicted) need the writers held out by their caller. After `close` every call raises
+ClosedTableError.
 """
 
 from typing import Any, Protocol
@@ -117,7 +119,7 @@ class Engine(Protocol):
         ...
 
     def take_evicted(self) -> Rows:
-        """Return and forget the collected evicted rows. One thread at a time."""
+        """Return and forget the collected evicted rows."""
         ...
 
     def partition_counts(self, candidates: bool = False) -> NDArray[np.uint64]:
@@ -161,7 +163,7 @@ class Engine(Protocol):
         ...
 
     def changes(self) -> Changes:
-        """Return the change log. One thread at a time."""
+        """Return the change log."""
         ...
 
     def reset_changes(self) -> None:

@@ -3,10 +3,10 @@
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,17 @@ class TableBase:
     """
 
     def __init__(
-        self, spec: TableSpec, device: str, hash_seed: int | None, on_evict: EvictionSink | None
+        self,
+        spec: TableSpec,
+        device: str,
+        hash_seed: int | None,
+        on_evict: EvictionSink | None,
+        where: str,
     ) -> None:
+        engines.check_device(device, where)
+        hash_seed = engines.check_hash_seed(hash_seed, where)
+        if on_evict is not None and not callable(on_evict):
+            raise arrays.type_error(where, "on_evict", on_evict, "a callable that takes Rows")
         self._spec = spec
         self._device = device
         self._on_evict = on_evict
@@ -46,6 +55,36 @@ class TableBase:
         self._is_bloom_past_capacity = False
         self._make_lock()
         _TABLES.add(self)
+
+    @classmethod
+    def _of_spec(
+        cls,
+        spec: TableSpec,
+        device: str,
+        hash_seed: int | None,
+        on_evict: EvictionSink | None,
+        where: str,
+    ) -> Self:
+        """Return an empty table of a spec that was checked."""
+        table = cls.__new__(cls)
+        TableBase.__init__(table, spec, device, hash_seed, on_evict, where)
+        return table
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        device: str = "cpu",
+        hash_seed: int | None = None,
+        on_evict: EvictionSink | None = None,
+    ) -> Self:
+        """Return an empty table with the parameters that `config` returned.
+
+        A learning rate that was a schedule is not in it: set `lr` anew.
+        """
+        spec = TableSpec.from_config(config)
+        return cls._of_spec(spec, device, hash_seed, on_evict, "Table.from_config")
 
     def _make_lock(self) -> None:
         self._lock = threading.RLock()
@@ -152,6 +191,19 @@ class TableBase:
         elif type(lr) is float and 0.0 < lr <= FLOAT32_MAX:
             return lr
         return optimizer.check_lr(lr, where)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        head = f"<embstore.Table {self.name!r}: dim={self.dim}, {self.dtype}"
+        try:
+            return f"{head}, {len(self):,} rows, {self.nbytes:,} bytes, {self.device}>"
+        except ValueError:
+            return f"{head}, closed>"
 
     def _output(self, out: object, n: int, where: str) -> NDArray[Any]:
         """Return `out`, checked, or a new array for n rows."""

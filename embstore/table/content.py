@@ -133,7 +133,9 @@ class TableContent(TableBase):
 
     def _export(self, pending: bool, batch_rows: int) -> Iterator[Rows]:
         for first, last in self._partition_ranges(batch_rows, candidates=False):
-            rows = self._public_rows(self._engine.export_rows(first, last))
+            with self._lock:
+                stored = self._engine.export_rows(first, last)
+            rows = self._public_rows(stored)
             for start in range(0, len(rows), batch_rows):
                 yield rows[start : start + batch_rows]
         if not pending:
@@ -209,7 +211,8 @@ class TableContent(TableBase):
             none = np.empty(0, np.int64)
             len(self._engine)  # raises if the table is closed
             return Candidates(none, np.empty(0, np.uint32), none)
-        return self._engine.export_candidates(0, N_PARTITIONS - 1)
+        with self._lock:
+            return self._engine.export_candidates(0, N_PARTITIONS - 1)
 
     def changes(self) -> Changes:
         """Return the keys written, and those removed, since the change log began.

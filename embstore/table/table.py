@@ -4,14 +4,11 @@ The flow of one training step reads down this file: find_or_insert gives rows an
 apply_gradients takes the ticket back. What each verb computes, to the bit, is docs/semantics.md.
 """
 
-from collections.abc import Mapping
-from os import PathLike
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore import engines
 from embstore.engines import arrays
 from embstore.engines.spec import (
     DEFAULT_INITIALIZER,
@@ -30,7 +27,7 @@ from embstore.policies.optimizer import Optimizer
 from embstore.table.base import EvictionSink
 from embstore.table.batch import Batch, PooledBatch, PoolMode, as_bags
 from embstore.table.content import TableContent
-from embstore.table.upkeep import TableUpkeep
+from embstore.table.files import TableFiles
 
 Missing = Literal["default", "initial", "raise"]
 Admit = Literal["policy", "always"]
@@ -38,7 +35,7 @@ MISSING: tuple[Missing, ...] = ("default", "initial", "raise")
 ADMIT: tuple[Admit, ...] = ("policy", "always")
 
 
-class Table(TableContent, TableUpkeep):
+class Table(TableContent, TableFiles):
     """A dynamic table from int64 keys, all 2**64 of them, to rows of `dim` values.
 
     Any number of threads may `find` while one at a time trains, evicts or saves; others queue.
@@ -139,40 +136,7 @@ class Table(TableContent, TableUpkeep):
             default_row=default_row,
             track_changes=track_changes,
         )
-        self._open(spec, device, hash_seed, on_evict, "Table")
-
-    def _open(
-        self,
-        spec: TableSpec,
-        device: str,
-        hash_seed: int | None,
-        on_evict: EvictionSink | None,
-        where: str,
-    ) -> None:
-        """Make the engine; the parameters of the process are checked here."""
-        engines.check_device(device, where)
-        hash_seed = engines.check_hash_seed(hash_seed, where)
-        if on_evict is not None and not callable(on_evict):
-            raise arrays.type_error(where, "on_evict", on_evict, "a callable that takes Rows")
-        super().__init__(spec, device, hash_seed, on_evict)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Mapping[str, Any],
-        *,
-        device: str = "cpu",
-        hash_seed: int | None = None,
-        on_evict: EvictionSink | None = None,
-    ) -> Self:
-        """Return an empty table with the parameters that `config` returned.
-
-        A learning rate that was a schedule is not in it: set `lr` anew.
-        """
-        table = cls.__new__(cls)
-        spec = TableSpec.from_config(config)
-        table._open(spec, device, hash_seed, on_evict, "Table.from_config")
-        return table
+        super().__init__(spec, device, hash_seed, on_evict, "Table")
 
     @overload
     def find(
@@ -437,30 +401,3 @@ class Table(TableContent, TableUpkeep):
             ticket = self._engine.find_or_insert(key_array, step, None, False, rows)
         bags.pool(rows, pooled)
         return PooledBatch(self, ticket, pooled, bags)
-
-    def save(self, path: str | PathLike[str], extra: Any = None) -> None:
-        """Write a checkpoint: all rows, pending counts and clocks, as of one moment.
-
-        Writers wait meanwhile. A checkpoint that is there is replaced in one step, at the end.
-
-        Parameters
-        ----------
-        path
-            A directory, made if need be.
-        extra
-            Anything that JSON can hold, to be given back by `Store.load`.
-        """
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        head = f"<embstore.Table {self.name!r}: dim={self.dim}, {self.dtype}"
-        try:
-            return f"{head}, {len(self):,} rows, {self.nbytes:,} bytes, {self.device}>"
-        except ValueError:
-            return f"{head}, closed>"

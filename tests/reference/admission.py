@@ -19,7 +19,7 @@ class AdmitAll:
     def is_admitted(self, total):
         return np.ones(len(total), bool)
 
-    def count(self, keys, before, occurrences, step):
+    def count(self, keys, before, occurrences):
         assert not len(keys)
 
     def forget(self, keys):
@@ -46,12 +46,9 @@ class Counter(AdmitAll):
     def n_pending(self):
         return len(self.table)
 
-    def epoch_of(self, step):
-        return step // self.grain if self.ttl else 0
-
     def expire(self, step):
         """Drop the candidates that are too old at `step`; return how many."""
-        epoch = self.epoch_of(step)
+        epoch = step // self.grain if self.ttl else 0
         if epoch <= self.epoch:
             return 0
         self.epoch = epoch
@@ -65,10 +62,9 @@ class Counter(AdmitAll):
     def is_admitted(self, total):
         return total >= self.min_count
 
-    def count(self, keys, before, occurrences, step):
-        epoch = self.epoch_of(step)
-        for key, total in zip(keys.tolist(), (before + occurrences).tolist(), strict=True):
-            self.table[key] = (total, max(epoch, self.table.get(key, (0, 0))[1]))
+    def count(self, keys, before, occurrences):
+        totals = (before + occurrences).tolist()
+        self.table.update(zip(keys.tolist(), [(n, self.epoch) for n in totals], strict=True))
 
     def forget(self, keys):
         for key in keys:
@@ -127,7 +123,7 @@ class Bloom(AdmitAll):
     def is_admitted(self, total):
         return total >= self.min_count
 
-    def count(self, keys, before, occurrences, step):
+    def count(self, keys, before, occurrences):
         block, positions = self.places(keys)
         used = positions >= 0
         at = (np.broadcast_to(block[:, None], positions.shape)[used], positions[used])

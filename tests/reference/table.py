@@ -239,7 +239,7 @@ class ReferenceTable:
         status[new[:n_born]] = INSERTED
         self._count_hits(unique, occurrences, status)
         stay = ~admitted
-        self.admission.count(unique[others[stay]], before[stay], occurrences[others[stay]], step)
+        self.admission.count(unique[others[stay]], before[stay], occurrences[others[stay]])
         self._born(unique[new[:n_born]], step, total[admitted][:n_born])
         self.state.n_refused += len(new) - n_born
         self.state.step = max(self.state.step, step)
@@ -275,11 +275,12 @@ class ReferenceTable:
         bad = has_row & ~np.isfinite(g).all(axis=1)
         if self.on_nonfinite == "raise" and bad.any():
             raise NonFiniteError("nonfinite")
+        lr = self._learning_rate(step, lr)
         step = self._enter(step)
         self._count_training_step(step)
         skipped = bad if self.on_nonfinite == "skip" else np.zeros(len(bad), bool)
         go = has_row & ~skipped
-        self._update(at[go], g[go], step, self._learning_rate(step, lr))
+        self._update(at[go], g[go], step, lr)
         n_dropped, n_stale = int((~had_row).sum()), int((had_row & (at < 0)).sum())
         self.state.n_grads_dropped += n_dropped
         self.state.n_grads_stale += n_stale
@@ -379,9 +380,11 @@ class ReferenceTable:
         result = self._assigned(unique, inverse, at, values.astype(np.float32), mode)
         if self.on_nonfinite == "raise" and not np.isfinite(result).all():
             raise NonFiniteError("nonfinite")
+        step = self.state.step if step is None else step
+        self._advance_base(step)
         n_new = int(is_new.sum())
         n_born = self._make_room(n_new, unique)
-        step = self._enter(self.state.step if step is None else step)
+        step = self._enter(step)
         at[np.flatnonzero(is_new)[:n_born]] = self._born(unique[is_new][:n_born], step, 0)
         written = at >= 0
         self.store.values[at[written]] = floats.narrow(result[written], self.dtype)

@@ -282,7 +282,7 @@ inline void Table::commit_insert(Ticket& ticket, const Room& room, int64_t step)
   remove_victims(room.victims);
   touch_hits(ticket);
   give_birth(ticket, relative(step));
-  count_pending(ticket, step);
+  count_pending(ticket);
   state_.step = std::max(state_.step, step);
   ticket.layout = index().layout();
 }
@@ -334,10 +334,9 @@ inline void Table::publish_row(Ticket& ticket, uint64_t unique, uint32_t row) {
   --n_candidates_;
 }
 
-inline void Table::count_pending(Ticket& ticket, int64_t step) {
+inline void Table::count_pending(Ticket& ticket) {
   const Distinct& d = ticket.distinct;
-  const int64_t ttl = config_.c.candidate_ttl;
-  const int64_t epoch = ttl > 0 ? step / candidate_grain(ttl) : 0;
+  const uint64_t epoch = static_cast<uint64_t>(state_.candidate_epoch);  // 0 without candidate_ttl
   for (uint64_t u = 0; u < d.n_unique(); ++u) {
     state_.n_refused += ticket.status[u] == ES_REFUSED;
     if (ticket.status[u] != ES_PENDING) continue;
@@ -348,16 +347,14 @@ inline void Table::count_pending(Ticket& ticket, int64_t step) {
       continue;
     }
     Cell& cell = ticket.cells[u];
-    const uint32_t count = saturating_add(before_[u], d.occurrences[u]);
+    const uint32_t word = word_of_candidate(saturating_add(before_[u], d.occurrences[u]), epoch);
     if (cell.bucket == nullptr) {
-      cell = index().insert(d.keys[u], d.hashes[u], word_of_candidate(count, static_cast<uint64_t>(epoch)));
+      cell = index().insert(d.keys[u], d.hashes[u], word);
       ++n_candidates_;
-      continue;
+    } else {
+      cell.word = word;
+      index().set_word(cell, word);
     }
-    const int64_t latest = std::max(state_.candidate_epoch, epoch);
-    const int64_t last = std::max(epoch, candidate_epoch(cell.word, latest));
-    cell.word = word_of_candidate(count, static_cast<uint64_t>(ttl > 0 ? last : 0));
-    index().set_word(cell, cell.word);
   }
 }
 

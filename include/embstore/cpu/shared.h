@@ -6,6 +6,8 @@
 #ifndef EMBSTORE_CPU_SHARED_H_
 #define EMBSTORE_CPU_SHARED_H_
 
+#include <sched.h>
+
 #include "../core/portable.h"
 
 namespace embstore::cpu {
@@ -49,11 +51,12 @@ EMB_FN void end_write(uint32_t* control) {
   __atomic_store_n(control, __atomic_load_n(control, __ATOMIC_RELAXED) + 1u, __ATOMIC_RELEASE);
 }
 
-// Waits out a writer; the version to compare with later.
+// Waits out a writer, whose thread may have lost its processor; the version to compare with later.
 EMB_FN uint32_t begin_read(const uint32_t* control) {
-  for (;;) {
+  for (uint32_t n_tries = 1;; ++n_tries) {
     const uint32_t version = __atomic_load_n(control, __ATOMIC_ACQUIRE);
     if ((version & 1u) == 0) return version;
+    if (n_tries % 128 == 0) sched_yield();
   }
 }
 

@@ -139,7 +139,7 @@ class Table {
   void touch_hits(const Ticket& ticket);
   void give_birth(Ticket& ticket, uint32_t step);
   void publish_row(Ticket& ticket, uint64_t unique, uint32_t row);
-  void count_pending(Ticket& ticket, int64_t step);
+  void count_pending(Ticket& ticket);
   void gather(const Ticket& ticket, void* out, Dtype row_dtype) const;
 
   // apply.h

@@ -1,0 +1,98 @@
+"""Run benchmarks: ``python -m bench [--quick | --full] [names]``; README.md tells how to read them."""
+
+import argparse
+import importlib
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import machine, results
+from bench.report import case_lines, figure_lines
+from bench.worker import Worker, peers_of
+
+CONCEPTS = ("lookup", "train", "memory", "growth")
+
+
+def arguments(argv):
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition(";")[0])
+    parser.add_argument("names", nargs="*", metavar="names", help=f"of {', '.join(CONCEPTS)} (all)")
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument("--quick", action="store_true", help="seconds, tiny tables: does it run?")
+    scale.add_argument("--full", action="store_true", help="10 M rows and more, as the targets say")
+    parser.add_argument("--seed", type=int, default=0, help="of keys and tables (0)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the JSON (bench/results; none: --quick)"
+    )
+    parser.add_argument("--label", default="", help="name of this run, at the end of its file name")
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="LABEL=FOLDER",
+        help="another build: FOLDER holds its package embstore, which takes turns with this one",
+    )
+    found = parser.parse_args(argv)
+    for name in found.names:
+        if name not in CONCEPTS:
+            parser.error(f"there is no benchmark {name!r}; known are {', '.join(CONCEPTS)}")
+    found.builds = dict(item.partition("=")[::2] for item in found.against)
+    for label, folder in found.builds.items():
+        if not (Path(folder) / "embstore").is_dir():
+            parser.error(f"--against {label}: there is no package embstore in {folder!r}")
+    found.scale = "quick" if found.quick else "full" if found.full else "default"
+    return found
+
+
+def report_case(result, figures):
+    """Print a case as it ends; its figures come in the table at the end."""
+    print("\n".join(case_lines(result)), flush=True)
+
+
+def run_concept(name, options, facts):
+    """Run one benchmark and return its `Run`."""
+    module = importlib.import_module(f"bench.bench_{name}")
+    date = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    with ExitStack() as stack:
+        workers = {k: stack.enter_context(Worker(v)) for k, v in options.builds.items()}
+        peers = peers_of(workers, module.__name__, options.scale, options.seed)
+        cases, figures = module.measure(options.scale, options.seed, report_case, peers)
+    return results.Run(
+        concept=name,
+        date=date,
+        scale=options.scale,
+        label=options.label,
+        seed=options.seed,
+        machine=facts,
+        cases=cases,
+        figures=figures,
+    )
+
+
+def main(argv=None):
+    """Run what the command line names, print it, and write it to files."""
+    options = arguments(argv)
+    facts = machine.facts()
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    runs = []
+    for name in options.names or CONCEPTS:
+        print(f"\n=== {name}, {options.scale}", flush=True)
+        start = time.monotonic()
+        runs.append(run_concept(name, options, facts))
+        print(f"({time.monotonic() - start:.0f} s)")
+    for run in runs:
+        print(f"\n=== {run.concept}: figures")
+        print("\n".join(figure_lines(run.figures)))
+    print()
+    for warning in machine.warnings(facts):
+        print(f"WARNING: {warning}")
+    folder = options.out or (None if options.quick else results.FOLDER)
+    for run in runs if folder else ():
+        print(f"written: {results.write(run, folder).name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
