@@ -1,1 +1,1 @@
-"""Benchmarks of embstore; `python -m bench --help` tells how to run them, README.md how to read them."""
+"""Benchmarks of embstore: `python -m bench --help` runs them; README.md tells how to read them."""

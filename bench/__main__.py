@@ -1,4 +1,4 @@
-"""Run benchmarks: ``python -m bench [--quick | --full] [names]``; README.md tells how to read them."""
+"""Run benchmarks and print their figures; README.md tells how to read them."""
 
 import argparse
 import importlib
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import machine, results
-from bench.report import case_lines, figure_lines
+from bench.report import case_lines, figure_lines, target_lines
 from bench.worker import Worker, peers_of
 
 CONCEPTS = ("lookup", "train", "memory", "growth")
@@ -21,12 +21,12 @@ def arguments(argv):
     parser.add_argument("names", nargs="*", metavar="names", help=f"of {', '.join(CONCEPTS)} (all)")
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument("--quick", action="store_true", help="seconds, tiny tables: does it run?")
-    scale.add_argument("--full", action="store_true", help="10 M rows and more, as the targets say")
+    scale.add_argument("--full", action="store_true", help="10 M rows, as the targets say")
     parser.add_argument("--seed", type=int, default=0, help="of keys and tables (0)")
     parser.add_argument(
-        "--out", type=Path, help="folder for the JSON (bench/results; none: --quick)"
+        "--out", type=Path, help="folder of the JSON (bench/results; --quick: none)"
     )
-    parser.add_argument("--label", default="", help="name of this run, at the end of its file name")
+    parser.add_argument("--label", default="", help="name of this run, ends its file name")
     parser.add_argument(
         "--against",
         action="append",
@@ -85,6 +85,8 @@ def main(argv=None):
     for run in runs:
         print(f"\n=== {run.concept}: figures")
         print("\n".join(figure_lines(run.figures)))
+    print("\n=== targets")
+    print("\n".join(target_lines([figure for run in runs for figure in run.figures])))
     print()
     for warning in machine.warnings(facts):
         print(f"WARNING: {warning}")

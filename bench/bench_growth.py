@@ -8,16 +8,21 @@ their range that of the repetitions; a round is one batch, and each repetition g
 import time
 from dataclasses import dataclass, field
 
-import embstore as es
 import numpy as np
 
+import embstore as es
 from bench import harness, targets
-from bench.harness import Case, Contender, axes_of
+from bench.harness import Case, Contender, Scale, axes_of
 from bench.keys import key_of
 from bench.results import Figure
 from bench.stats import quantile
 
-BATCH = 4096
+SCALES = {
+    "tiny": Scale(n_rows=2000, batch=256),
+    "quick": Scale(n_rows=40_960, batch=4096),
+    "default": Scale(n_rows=5_000_000, batch=4096),
+    "full": Scale(n_rows=20_000_000, batch=4096),
+}
 RESERVED, GROWING = "inserts, reserved", "inserts, growing"
 TAILS = (("p99", 0.99), ("p99.9", 0.999), ("max", 1.0))
 TARGETS = {(RESERVED, "p99.9"): targets.GROWTH_P999, (RESERVED, "max"): targets.GROWTH_MAX}
@@ -80,10 +85,11 @@ def growth_case(axes, seed):
 
 
 def cases(scale, seed=0):
-    """Yield the repetitions of a scale: "quick" (a smoke test), "default" or "full" (20 M keys)."""
-    n_rows = {"quick": 40_960, "default": 5_000_000, "full": 20_000_000}[scale]
-    for repetition in range(1 if scale == "quick" else 3):
-        axes = axes_of(n_rows=n_rows, dim=16, batch=BATCH, threads=1, repetition=repetition)
+    """Yield the repetitions of a name in SCALES."""
+    size = SCALES[scale]
+    common = {"n_rows": size.n_rows, "dim": 16, "batch": size.batch, "threads": 1}
+    for repetition in range(3 if size.n_rows >= 1_000_000 else 1):
+        axes = axes_of(**common, repetition=repetition)
         yield growth_case(axes, seed)
 
 
@@ -94,7 +100,7 @@ def tails(times_ns):
 
 
 def figures_of(results):
-    """Return a figure for each contender and tail: the median of the repetitions, and their range."""
+    """Return a figure for each contender and tail: median and range of the repetitions."""
     axes = {name: value for name, value in results[0].axes.items() if name != "repetition"}
     figures = []
     for i, contender in enumerate(results[0].contenders):

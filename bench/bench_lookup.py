@@ -5,19 +5,26 @@ outputs for one batch are compared. Contenders that end in "out=" write into one
 aligned buffer, the others into fresh memory.
 """
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 
-import embstore as es
 import numpy as np
 
+import embstore as es
 from bench import harness, targets
-from bench.harness import Absolute, Case, Contender, Ratio, product
+from bench.harness import Absolute, Case, Contender, Ratio, Scale, product
 from bench.keys import draw_batches, key_of
 from bench.machine import has_module
 from bench.raw_gather import RawGather, compiler, huge_empty, huge_share
 
 FILL_ROWS = 1 << 18  # rows of one call while a table is filled
+SCALES = {
+    "tiny": Scale(n_rows=2000, batch=256, rounds=2),
+    "quick": Scale(n_rows=20_000, batch=4096, rounds=5),
+    "default": Scale(n_rows=1_000_000, batch=131_072, rounds=31),
+    "full": Scale(n_rows=10_000_000, batch=131_072, rounds=31),
+}
 LOAD_RESERVED = 0.5  # reserve(n) makes an index in which n rows have this load
 
 OURS, OURS_FRESH = "embstore find out=", "embstore find"
@@ -207,11 +214,11 @@ def contenders():
 def find_case(axes, seed, rounds, name="find"):
     dim = axes["dim"]
     into, _ = contenders()
-    is_hit = axes["hit_rate"] == 1.0
+    has_target = axes["hit_rate"] == 1.0 and axes["distribution"] == "uniform"
     ratios = (
-        Ratio(OURS, TORCH, targets.FIND_TORCH.get(dim) if is_hit else None),
+        Ratio(OURS, TORCH, targets.FIND_TORCH.get(dim) if has_target else None),
         Ratio(OURS, TORCH_HUGE),
-        Ratio(OURS, RAW, targets.FIND_RAW.get(dim) if is_hit else None),
+        Ratio(OURS, RAW, targets.FIND_RAW.get(dim) if has_target else None),
         Ratio(OURS, RAW_STREAM),
         Ratio(OURS, TAKE),
     )
@@ -339,21 +346,21 @@ def one_key_case(axes, seed, rounds):
 
 
 def cases(scale, seed=0):
-    """Yield the cases of a scale: "quick" (a smoke test), "default" or "full" (10 M rows)."""
-    n_rows = {"quick": 20_000, "default": 1_000_000, "full": 10_000_000}[scale]
-    batch, rounds = (4096, 5) if scale == "quick" else (131_072, 31)
-    common = {"n_rows": n_rows, "batch": batch, "load": 0.7, "hit_rate": 1.0}
+    """Yield the cases of a name in SCALES."""
+    size = SCALES[scale]
+    common = {"n_rows": size.n_rows, "batch": size.batch, "load": 0.7, "hit_rate": 1.0}
     for dim in (64, 16):
         for axes in product(dim=dim, distribution=("uniform", "zipf"), threads=1, **common):
-            yield find_case(axes, seed, rounds)
+            yield find_case(axes, seed, size.rounds)
         (axes,) = product(dim=dim, distribution="uniform", threads=1, **common)
         if scale == "full":
-            yield find_case(axes | {"hit_rate": 0.5}, seed, rounds)
-        yield fresh_case(axes, seed, rounds)
-        yield threads_case(axes | {"threads": 2}, seed, rounds)
-    one = common | {"n_rows": min(n_rows, 1_000_000), "batch": 1}
+            yield find_case(axes | {"hit_rate": 0.5}, seed, size.rounds)
+        yield fresh_case(axes, seed, size.rounds)
+        if len(os.sched_getaffinity(0)) > 1:
+            yield threads_case(axes | {"threads": 2}, seed, size.rounds)
+    one = common | {"n_rows": min(size.n_rows, 1_000_000), "batch": 1}
     (axes,) = product(dim=16, distribution="uniform", threads=1, **one)
-    yield one_key_case(axes, seed, rounds)
+    yield one_key_case(axes, seed, size.rounds)
 
 
 def measure(scale, seed, report, peers=None):

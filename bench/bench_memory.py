@@ -8,16 +8,22 @@ The growth of a process is taken in a fresh one, between an empty table and a fu
 import os
 from pathlib import Path
 
-import embstore as es
 import numpy as np
 
+import embstore as es
 from bench import targets
-from bench.harness import axes_of
+from bench.harness import Scale, axes_of
 from bench.keys import key_of
 from bench.results import CaseResult, Figure
 from bench.worker import Worker
 
 BATCH = 4096
+SCALES = {
+    "tiny": Scale(n_rows=2000, batch=BATCH),
+    "quick": Scale(n_rows=50_000, batch=BATCH),
+    "default": Scale(n_rows=1_000_000, batch=BATCH),
+    "full": Scale(n_rows=10_000_000, batch=BATCH),
+}
 LOAD_RESERVED = 0.5  # reserve(n) makes an index in which n rows have this load
 
 
@@ -103,7 +109,7 @@ def process_figure(n_rows, dim, seed, notes):
 
 def measure(scale, seed, report, peers=None):
     """Measure at one scale; nothing here is timed, so the ranges are points."""
-    n_rows = {"quick": 50_000, "default": 1_000_000, "full": 10_000_000}[scale]
+    n_rows = SCALES[scale].n_rows
     figures, notes = [], {}
     for dim in (16, 64):
         figures += growth_figures(n_rows, dim, seed)

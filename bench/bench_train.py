@@ -9,16 +9,22 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 
-import embstore as es
 import numpy as np
 
+import embstore as es
 from bench import harness, targets
 from bench.bench_lookup import aligned_empty
-from bench.harness import Case, Contender, Ratio, product
+from bench.harness import Case, Contender, Ratio, Scale, product
 from bench.keys import draw_batches, key_of
 from bench.machine import has_module
 
-FILL_ROWS = 1 << 17
+SCALES = {
+    "tiny": Scale(n_rows=2000, batch=256, rounds=2),
+    "quick": Scale(n_rows=20_000, batch=4096, rounds=5),
+    "default": Scale(n_rows=1_000_000, batch=131_072, rounds=15),
+    "full": Scale(n_rows=10_000_000, batch=131_072, rounds=15),
+}
+FILL_ROWS = 1 << 17  # rows of one call while a table is filled
 LEARNING_RATE = 0.05
 
 OURS, OURS_OUT = "embstore step", "embstore step, out="
@@ -101,6 +107,7 @@ def torch_twin(values):
     """Return a sparse nn.Embedding of these values, and its Adagrad."""
     import torch
 
+    torch.sparse.check_sparse_tensor_invariants.disable()  # its default, said aloud: no warning
     weight = torch.from_numpy(values)
     module = torch.nn.Embedding.from_pretrained(weight, freeze=False, sparse=True)
     return module, torch.optim.Adagrad(module.parameters(), lr=LEARNING_RATE)
@@ -204,16 +211,15 @@ def threads_case(axes, seed, rounds):
 
 
 def cases(scale, seed=0):
-    """Yield the cases of a scale: "quick" (a smoke test), "default" or "full" (10 M rows)."""
-    n_rows = {"quick": 20_000, "default": 1_000_000, "full": 10_000_000}[scale]
-    batch, rounds = (4096, 5) if scale == "quick" else (131_072, 15)
-    common = {"n_rows": n_rows, "batch": batch}
+    """Yield the cases of a name in SCALES."""
+    size = SCALES[scale]
+    common = {"n_rows": size.n_rows, "batch": size.batch}
     for dim in (64, 16):
         for axes in product(dim=dim, distribution=("uniform", "zipf"), threads=1, **common):
-            yield step_case(axes, seed, rounds)
+            yield step_case(axes, seed, size.rounds)
         if len(os.sched_getaffinity(0)) > 1:
             for axes in product(dim=dim, distribution=("uniform", "zipf"), threads=2, **common):
-                yield threads_case(axes, seed, rounds)
+                yield threads_case(axes, seed, size.rounds)
 
 
 def measure(scale, seed, report, peers=None):

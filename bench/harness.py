@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import embstore as es
-
 from bench.results import CaseResult, ContenderResult, Figure
 from bench.stats import Target, paired_ratios, quantile, summarize
 
@@ -49,6 +48,15 @@ def product(**choices):
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How large a run is; `rounds` is 0 where the benchmark itself knows."""
+
+    n_rows: int
+    batch: int
+    rounds: int = 0
+
+
+@dataclass(frozen=True)
 class Contender:
     """One way to do the work of a case.
 
@@ -61,6 +69,7 @@ class Contender:
     threads: int = 1
     n_calls: int = 1
     is_ours: bool = False
+    twin: str = ""  # of a contender of another build: the name of the same one of this build
 
 
 @dataclass(frozen=True)
@@ -86,10 +95,10 @@ class Absolute:
 class Case:
     """One setting of the axes, and who competes at it.
 
-    `setup` compares by value and has `build()`, which makes the workspace: tables, tensors, buffers.
-    Neighbouring cases with an equal setup share it. What contenders put into `workspace.notes` while
-    they are built goes into the result. `check(workspace, case, calls)` raises where the contenders,
-    called on the same batch, do not do the same work.
+    `setup` compares by value and has `build()`, which makes the workspace: tables, tensors,
+    buffers. Neighbouring cases with an equal setup share it. What contenders put into
+    `workspace.notes` while they are built goes into the result. `check(workspace, case, calls)`
+    raises where the contenders, called on the same batch, do not do the same work.
     """
 
     name: str
@@ -127,17 +136,18 @@ class Lane:
         self.times_ns.append(time.perf_counter_ns() - start)
 
 
-_threads: list[int] = []  # the number that set_threads has set
+_threads: list[tuple[int, bool]] = []  # the number that set_threads has set, and whether for torch
 
 
 def set_threads(n_threads):
     """Set the number of threads of embstore and torch; return whether it was another."""
-    if _threads == [n_threads]:
+    has_torch = "torch" in sys.modules
+    if _threads == [(n_threads, has_torch)]:
         return False
     es.set_num_threads(n_threads)
-    if "torch" in sys.modules:
+    if has_torch:
         sys.modules["torch"].set_num_threads(n_threads)
-    _threads[:] = [n_threads]
+    _threads[:] = [(n_threads, has_torch)]
     return True
 
 
@@ -147,9 +157,9 @@ def run_case(case, workspace, peers=()):
     stride = case.n_batches // len(contenders)
     lanes = []
     workspace.notes = {}
-    set_threads(contenders[0].threads)
     for i, contender in enumerate(contenders):
         lane = Lane(contender, contender.build(workspace, case), i * stride)
+        set_threads(contender.threads)
         for turn in range(-case.n_warmups, 0):
             lane.call(lane.offset + turn)
         lanes.append(lane)
@@ -185,11 +195,11 @@ def run_rounds(case, lanes):
         gc.enable()
 
 
-def figures_of(case, result):
-    """Return the figures that a case asks for, from its result."""
+def figures_of(case, result, peers=()):
+    """Return the figures that a case asks for, and those of each peer against its twin."""
     samples = {c.name: [t / c.n_calls for t in c.times_ns] for c in result.contenders}
     figures = []
-    for asked in case.figures:
+    for asked in (*case.figures, *(Ratio(peer.name, peer.twin) for peer in peers)):
         if asked.of not in samples or getattr(asked, "over", asked.of) not in samples:
             continue
         if isinstance(asked, Ratio):
@@ -230,7 +240,7 @@ def measure(cases, report, peers=None):
             setup, workspace = case.setup, case.setup.build()
         extra = peers(case, i) if peers else ()
         result = run_case(case, workspace, extra)
-        found = figures_of(case, result)
+        found = figures_of(case, result, extra)
         results.append(result)
         figures.extend(found)
         report(result, found)

@@ -8,9 +8,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import embstore as es
 import numpy as np
 
+import embstore as es
 from bench import raw_gather
 
 ROOT = Path(__file__).resolve().parent.parent

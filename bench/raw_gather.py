@@ -1,4 +1,4 @@
-"""The raw gather from Python: compiles raw_gather.c into a temporary folder and binds it by ctypes."""
+"""The raw gather from Python: raw_gather.c, compiled into a temporary folder, bound by ctypes."""
 
 import ctypes
 import functools
@@ -9,13 +9,12 @@ import subprocess
 import tempfile
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 SOURCE = Path(__file__).resolve().parent / "raw_gather.c"
-FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-std=gnu11")
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-pthread", "-std=gnu11")
 DISTANCES = (4, 8, 16, 32, 64, 128)  # rows prefetched ahead, tried in turn
 HUGE_PAGE_BYTES = 2 << 20
 
@@ -44,7 +43,8 @@ def library():
     loaded.raw_alloc.restype = pointer
     loaded.raw_free.argtypes = [pointer, size]
     loaded.raw_free.restype = None
-    loaded.raw_gather.argtypes = [pointer, size, pointer, size, pointer, size, ctypes.c_int]
+    loaded.raw_gather.argtypes = [pointer, size, pointer, size, pointer, size]
+    loaded.raw_gather.argtypes += [ctypes.c_int, ctypes.c_int]
     loaded.raw_gather.restype = None
     return loaded
 
@@ -89,7 +89,6 @@ class RawGather:
         self._row_bytes = rows.shape[1] * rows.itemsize
         self._n_threads = n_threads
         self._is_streaming = is_streaming and self._row_bytes % 16 == 0
-        self._pool = ThreadPoolExecutor(n_threads) if n_threads > 1 else None
         self.distance = DISTANCES[2]
 
     def tune(self, batches, out, n_tries=3):
@@ -107,14 +106,6 @@ class RawGather:
 
     def __call__(self, row_ids, out):
         """Copy the rows of `row_ids` (n,) int64 into `out` (n, dim)."""
-        if self._pool is None:
-            self._gather(row_ids, out)
-            return
-        bounds = [len(row_ids) * i // self._n_threads for i in range(self._n_threads + 1)]
-        parts = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-        list(self._pool.map(lambda part: self._gather(row_ids[part], out[part]), parts))
-
-    def _gather(self, row_ids, out):
         self._lib.raw_gather(
             self._rows.ctypes.data,
             self._row_bytes,
@@ -123,4 +114,5 @@ class RawGather:
             out.ctypes.data,
             self.distance,
             self._is_streaming,
+            self._n_threads,
         )

@@ -1,13 +1,13 @@
 """What a run prints: each case as a table of times, and all figures with targets and verdicts."""
 
 LARGE = ("n_rows", "batch")
+PLACE = ("n_rows", "dim", "distribution")
 
 
 def shown_axes(axes):
     """Return axes as ``dim=64 batch=131,072``."""
-    return " ".join(
-        f"{name}={value:,}" if name in LARGE else f"{name}={value}" for name, value in axes.items()
-    )
+    shown = {name: f"{value:,}" if name in LARGE else value for name, value in axes.items()}
+    return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def shown_ns(ns):
@@ -55,34 +55,35 @@ def case_lines(result):
         yield "  " + ", ".join(f"{name} {value}" for name, value in result.notes.items())
 
 
-def figure_rows(figures):
-    """Return the figures as rows of strings, with a head."""
-    rows = [("figure", "value", "p10 .. p90", "target", "verdict")]
-    for figure in figures:
-        spread = ""
-        if figure.low != figure.high:
-            spread = f"{figure.low:.2f} .. {figure.high:.2f}"
-        mark = " *" if figure.elsewhere() else ""
-        rows.append(
-            (
-                figure.name,
-                shown_value(figure, figure.value),
-                spread,
-                shown_target(figure),
-                figure.verdict() + mark,
-            )
-        )
-    return rows
+def shown_spread(figure):
+    """Return a figure's range; empty for one that was counted, not sampled."""
+    return "" if figure.low == figure.high else f"{figure.low:.2f} .. {figure.high:.2f}"
 
 
 def figure_lines(figures):
-    """Yield the table of the figures, those of equal axes together, and what its marks mean."""
+    """Yield all figures, those of equal axes together."""
     for axes in dict.fromkeys(tuple(f.axes.items()) for f in figures):
         yield shown_axes(dict(axes))
-        here = [f for f in figures if tuple(f.axes.items()) == axes]
-        yield from (f"  {line}" for line in aligned(figure_rows(here)))
-    others = {}
+        rows = [("", "value", "p10 .. p90")]
+        for figure in figures:
+            if tuple(figure.axes.items()) == axes:
+                value = shown_value(figure, figure.value)
+                rows.append((figure.name, value, shown_spread(figure)))
+        yield from (f"  {line}" for line in aligned(rows))
+
+
+def target_lines(figures):
+    """Yield the figures that have a target: its bound, the verdict, and the axes it is meant at."""
+    rows = [("target", "bound", "figure", "p10 .. p90", "verdict")]
+    places = [""]
     for figure in figures:
-        others.update(figure.elsewhere())
-    if others:
-        yield f"* the target is meant at other axes: {shown_axes(others)}"
+        if figure.target is None:
+            continue
+        value = shown_value(figure, figure.value)
+        row = (shown_target(figure), value, shown_spread(figure), figure.verdict())
+        rows.append((figure.target.name, *row))
+        here = {name: figure.axes[name] for name in PLACE if name in figure.axes}
+        others = figure.elsewhere()
+        meant = f"; the target is meant at {shown_axes(others)}" if others else ""
+        places.append(f"  at {shown_axes(here)}{meant}")
+    return [line + place for line, place in zip(aligned(rows), places, strict=True)]

@@ -1,4 +1,4 @@
-"""Statistics of samples: medians, quantiles, ratios paired by round, and what a target says of them.
+"""Statistics of samples: medians, quantiles, ratios paired by round, verdicts on targets.
 
 A figure is a median with the range from p10 to p90; nothing here is a mean, which one stall of a
 shared machine moves.

@@ -107,7 +107,8 @@ def peers_of(workers, module, scale, seed):
             worker.ask("bench.worker", "HOST.begin", module, scale, seed, i_case, contender.name)
             return RemoteCall(worker, i_case, contender.name)
 
-        return replace(contender, name=f"{contender.name} [{label}]", build=build)
+        name = f"{contender.name} [{label}]"
+        return replace(contender, name=name, build=build, twin=contender.name)
 
     def peers(case, i_case):
         ours = [c for c in case.contenders if c.is_ours]

@@ -295,7 +295,7 @@ class Store:
         return {
             name: table.evict(step=now)
             for name, table in self._tables.items()
-            if table.evicts_by_itself
+            if table.has_eviction_policy
         }
 
     def save(self, path: files.Path, extra: Any = None, evict: bool = False) -> None:

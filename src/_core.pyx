@@ -38,12 +38,11 @@ cdef class CoreTicket:
 
     cdef object view(self, Py_ssize_t n, int typenum, const void* data):
         """Return a read-only array over the ticket's memory, which it keeps alive."""
-        cdef cnp.npy_intp[1] shape
+        cdef cnp.npy_intp shape = n
         cdef cnp.ndarray array
         if n == 0:
             return new_array(0, -1, typenum)
-        shape[0] = n
-        array = cnp.PyArray_SimpleNewFromData(1, shape, typenum, <void*> data)
+        array = cnp.PyArray_SimpleNewFromData(1, &shape, typenum, <void*> data)
         cnp.set_array_base(array, self)
         cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
         return array
@@ -107,6 +106,7 @@ cdef class CoreTable:
     cdef int value_dtype, typenum  # of values as stored
     cdef int find_dtype, find_typenum  # of rows as find gives them: bfloat16 tables give float32
     cdef Py_ssize_t dim, slot_floats, row_bytes
+    cdef str where  # for messages
 
     def __cinit__(self, dict config):
         cdef es_config c
@@ -115,10 +115,11 @@ cdef class CoreTable:
         fill_config(&c, config)
         with nogil:
             status = es_table_create(&c, &self.table)
-        check(status)
+        self.where = f"table {config['name'].decode()!r}"
+        check(status, self.where)
         memset(&stats, 0, sizeof(stats))
         stats.struct_size = sizeof(stats)
-        check(es_table_stats(self.table, &stats))
+        check(es_table_stats(self.table, &stats), self.where)
         self.dim = c.dim
         self.slot_floats = stats.slot_floats
         self.value_dtype = c.value_dtype
@@ -135,7 +136,7 @@ cdef class CoreTable:
     cdef int enter(self) except -1:
         """Begin a call; every enter is followed by a leave."""
         if self.is_closed:
-            raise ClosedTableError("the table is closed")
+            raise ClosedTableError(f"{self.where} is closed")
         self.n_users += 1
         return 0
 
@@ -144,7 +145,7 @@ cdef class CoreTable:
         self.n_users -= 1
         if self.is_closed:
             self.destroy_unused()
-        return check(status)
+        return check(status, self.where)
 
     cdef void destroy_unused(self) noexcept:
         cdef es_table* table = self.table
@@ -170,7 +171,6 @@ cdef class CoreTable:
         keys: (n,) int64; out: (n, dim) of the dtype that rows cross in, or None for a new array.
         """
         cdef cnp.ndarray rows
-        cdef Py_ssize_t n
         if self.is_closed or not (
             cnp.PyArray_CheckExact(keys)
             and cnp.PyArray_TYPE(<cnp.ndarray> keys) == cnp.NPY_INT64
@@ -178,7 +178,7 @@ cdef class CoreTable:
             and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> keys)
         ):
             return None
-        n = cnp.PyArray_DIM(<cnp.ndarray> keys, 0)
+        cdef Py_ssize_t n = cnp.PyArray_DIM(<cnp.ndarray> keys, 0)
         if out is None:
             rows = new_array(n, self.dim, self.find_typenum)
         elif (
@@ -542,7 +542,7 @@ def num_threads():
 
 def set_num_threads(int n):
     """Set the number of threads that a call may use."""
-    check(es_set_num_threads(n))
+    check(es_set_num_threads(n), "set_num_threads")
 
 
 def fixed_hash(keys):
@@ -554,7 +554,7 @@ def fixed_hash(keys):
     cdef int status
     with nogil:
         status = es_fixed_hash_many(key_data, n, out_data)
-    check(status)
+    check(status, "fixed_hash")
     return out
 
 
@@ -563,7 +563,7 @@ def plan(dict config, uint64_t n_rows, uint64_t n_candidates):
     cdef es_config c
     cdef es_plan_report report
     fill_config(&c, config)
-    check(es_plan(&c, n_rows, n_candidates, &report))
+    check(es_plan(&c, n_rows, n_candidates, &report), "plan")
     return report.resting_bytes, report.peak_bytes
 
 
@@ -580,7 +580,7 @@ def pool(rows, int value_dtype, offsets, int mode, weights, out):
     cdef int status
     with nogil:
         status = es_pool(row_data, row_dtype, dim, offset_data, n_bags, mode, weight_data, out_data)
-    check(status)
+    check(status, "pool")
 
 
 def pool_backward(bag_grads, offsets, int mode, weights):
@@ -596,5 +596,5 @@ def pool_backward(bag_grads, offsets, int mode, weights):
     cdef int status
     with nogil:
         status = es_pool_backward(bag_data, dim, offset_data, n_bags, mode, weight_data, grad_data)
-    check(status)
+    check(status, "pool_backward")
     return grads

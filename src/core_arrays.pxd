@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t, uint32_t, uintptr_t
 from embstore_abi cimport ES_F16, ES_F32, ES_OK, es_last_error
 
 
-cdef inline int check(int status) except -1:
+cdef inline int check(int status, str where) except -1:
     """Raise the error of `status`, which this thread's last call returned."""
     if status == ES_OK:
         return 0
@@ -23,7 +23,8 @@ cdef inline int check(int status) except -1:
         errors.ForkError,
         errors.InternalError,
     )
-    raise by_status[status - 1 if 0 < status <= len(by_status) else len(by_status) - 1](text)
+    error = by_status[status - 1 if 0 < status <= len(by_status) else len(by_status) - 1]
+    raise error(f"{where}: {text}")
 
 
 cdef inline int reject(str text) except -1:

@@ -134,11 +134,11 @@ def test_weights_move_by_adam_on_the_mean_loss(small):
             mean, square = moments[name]
             mean[...] = 0.9 * mean + 0.1 * gradient
             square[...] = 0.999 * square + 0.001 * gradient**2
-        for name, weight in exact.items():
+        for name in exact:
             mean, square = (
                 m / (1 - b**step) for m, b in zip(moments[name], (0.9, 0.999), strict=True)
             )
-            weight -= 2e-3 * mean / (np.sqrt(square) + 1e-8)
+            exact[name] -= 2e-3 * mean / (np.sqrt(square) + 1e-8)
         model.train(rows, labels)
     for name, weight in exact.items():
         clear = np.abs(moments[name][0]) > 1e-4  # of a gradient of noise Adam makes a whole step
@@ -482,38 +482,46 @@ def train_ciao(path, seed, static=None, **tables):
     return job.outcome()
 
 
-def gains(one, others):
-    """AUC of one less the best of others, for each window."""
-    return [area - max(o.areas[name] for o in others) for name, area in one.areas.items()]
+def best_mean_gains(dynamic, statics):
+    """Mean AUC of runs less that of the best static layout, for each window.
+
+    dynamic holds an outcome per seed; statics, for each layout, an outcome per seed.
+    """
+    gains = []
+    for name in dynamic[0].areas:
+        means = [np.mean([o.areas[name] for o in outcomes]) for outcomes in statics]
+        gains.append(np.mean([o.areas[name] for o in dynamic]) - max(means))
+    return gains
 
 
-SPLITS = ({}, {"item": 0.7}, {"item": 0.85})
-
-
-def check_promises(path, seed, splits):
-    admit_all = train_ciao(path, seed)
-    twice = train_ciao(path, seed, admission=es.CounterAdmission(2))
-    forgetful = train_ciao(
-        path, seed, admission=es.CounterAdmission(2), eviction=es.StepEviction(300)
+def check_promises(path, seeds, splits):
+    """Which keys a static table lets collide is luck, so promises are of the mean of seeds."""
+    twice = {"admission": es.CounterAdmission(2)}
+    all_ = [train_ciao(path, seed) for seed in seeds]
+    filtered = [train_ciao(path, seed, **twice) for seed in seeds]
+    evicting = [train_ciao(path, seed, **twice, eviction=es.StepEviction(300)) for seed in seeds]
+    assert {(a.sizes.n_live, f.sizes.n_live) for a, f in zip(all_, filtered, strict=True)} == {
+        (171_835, 78_640)
+    }
+    equal, larger = (
+        [[train_ciao(path, seed, (n_rows, split)) for seed in seeds] for split in splits]
+        for n_rows in (171_835, 98_300)
     )
-    assert (admit_all.sizes.n_live, twice.sizes.n_live) == (171_835, 78_640)
-    equal = [train_ciao(path, seed, (171_835, split)) for split in splits]
-    larger = [train_ciao(path, seed, (98_300, split)) for split in splits]
-    assert min(gains(admit_all, equal)) >= 0.006
-    assert min(gains(twice, larger)) >= 0.003
-    assert forgetful.n_peak_rows <= 0.8 * twice.n_peak_rows
-    assert min(gains(forgetful, [twice])) >= -0.001
+    assert min(best_mean_gains(all_, equal)) >= 0.006
+    assert min(best_mean_gains(filtered, larger)) >= 0.003
+    assert max(o.n_peak_rows for o in evicting) <= 0.8 * 78_640
+    assert min(best_mean_gains(evicting, [filtered])) >= -0.001
 
 
 @pytest.mark.slow
 def test_the_promises_on_ratings(ciao):
-    check_promises(ciao, seed=0, splits=SPLITS[:1])
+    check_promises(ciao, seeds=[0], splits=[{}])
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_promises_on_ratings_for_each_seed_and_split(ciao, seed):
-    check_promises(ciao, seed, SPLITS)
+def test_the_promises_on_ratings_for_three_seeds_and_any_split(ciao):
+    splits = [{}, {"item": 0.5}, {"item": 0.75}, {"item": 0.85}, {"item": 0.92}]
+    check_promises(ciao, seeds=[0, 1, 2], splits=splits)
 
 
 @pytest.mark.slow

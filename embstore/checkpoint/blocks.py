@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from embstore.checkpoint.fsio import OutputFile
 from embstore.checkpoint.layout import Columns, arrow_schema
+from embstore.errors import InternalError
 
 MAGIC = b"ARROW1\0\0"
 CONTINUATION = 0xFFFFFFFF
@@ -62,6 +63,13 @@ class BlockWriter:
     def add(self, arrays: Arrays) -> None:
         """Write one block: arrays (n,) or (n, width) in the order of the columns."""
         n_rows = len(arrays[0])
+        for column, array in zip(self._columns, arrays, strict=True):
+            shape = (n_rows,) if column.width is None else (n_rows, column.width)
+            if array.shape != shape or array.dtype != np.dtype(column.dtype):
+                raise InternalError(
+                    f"column {column.name!r} is {array.dtype} {array.shape}; expected "
+                    f"{column.dtype} {shape}"
+                )
         batch = pa.RecordBatch.from_arrays(
             [self._arrow_array(i, array) for i, array in enumerate(arrays)], schema=self._schema
         )
@@ -75,7 +83,7 @@ class BlockWriter:
 
     def _arrow_array(self, i: int, array: NDArray[Any]) -> pa.Array:
         column, kind = self._columns[i], self._schema.field(i).type
-        flat = np.ascontiguousarray(array, np.dtype(column.dtype)).reshape(-1)
+        flat = np.ascontiguousarray(array).reshape(-1)
         if column.width is None:
             return pa.Array.from_buffers(kind, len(array), [None, pa.py_buffer(flat)], 0)
         child = pa.Array.from_buffers(kind.value_type, flat.size, [None, pa.py_buffer(flat)], 0)
@@ -147,7 +155,9 @@ def decode_block(data: bytes, n_rows: int, columns: Columns) -> list[NDArray[Any
     for column, place in zip(columns, buffers, strict=True):
         n_bytes = n_rows * column.row_bytes
         if place != (begin, n_bytes):
-            raise LayoutError(f"column {column.name!r} lies at {place}; expected {(begin, n_bytes)}")
+            raise LayoutError(
+                f"column {column.name!r} lies at {place}; expected {(begin, n_bytes)}"
+            )
         dtype = np.dtype(column.dtype).newbyteorder("<")
         array = np.frombuffer(data, dtype, n_bytes // dtype.itemsize, body + begin)
         arrays.append(array if column.width is None else array.reshape(n_rows, column.width))
@@ -160,9 +170,7 @@ def _padded(n_bytes: int) -> int:
     return -(-n_bytes // 8) * 8
 
 
-def _record_batch(
-    data: bytes, n_rows: int, columns: Columns
-) -> tuple[int, list[tuple[int, int]]]:
+def _record_batch(data: bytes, n_rows: int, columns: Columns) -> tuple[int, list[tuple[int, int]]]:
     """Return where the body begins, and offset and bytes therein of each column's numbers."""
     body_bytes = sum(_padded(n_rows * column.row_bytes) for column in columns)
     marker, size = struct.unpack_from("<Ii", data)

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -47,10 +48,17 @@ def _naming(verb: str, place: str) -> Iterator[None]:
         ) from error
 
 
+def check_byte_order() -> None:
+    """Raise on a big-endian machine: files are little-endian and read as they lie."""
+    if sys.byteorder != "little":
+        raise CheckpointError("checkpoints are written and read on little-endian machines only")
+
+
 class Directory:
     """An open directory; `create` makes it, and what leads to it, durably."""
 
     def __init__(self, path: str, create: bool = False) -> None:
+        check_byte_order()
         self.path = path
         if create:
             _make(path)
@@ -208,6 +216,10 @@ class InputFile:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         fd, self._fd = self._fd, -1
         calls.close(fd)
 

@@ -1,6 +1,6 @@
-"""What the data files hold: the columns of each kind, and which rows go into which file and block."""
+"""What data files hold: the columns of each kind, and which rows go into which file and block."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,21 +84,23 @@ def plan_runs(counts: NDArray[Any], max_rows: int) -> Iterator[Run]:
     """Yield runs of whole partitions of at most `max_rows` rows, or of one partition; all 256."""
     first, held = 0, 0
     for partition, count in enumerate(int(count) for count in counts):
-        if held and held + count > max_rows:
+        if held and count and held + count > max_rows:
             yield Run(first, partition - 1, held)
             first, held = partition, 0
         held += count
     yield Run(first, N_PARTITIONS - 1, held)
 
 
-def plan_files(runs: Sequence[Run], max_rows: int) -> Iterator[list[Run]]:
+def plan_files(runs: Iterable[Run], max_rows: int) -> Iterator[list[Run]]:
     """Yield the runs of each file: at most `max_rows` rows, or one run."""
     file: list[Run] = []
+    held = 0
     for run in runs:
-        if file and sum(held.n_rows for held in file) + run.n_rows > max_rows:
+        if held and run.n_rows and held + run.n_rows > max_rows:
             yield file
-            file = []
+            file, held = [], 0
         file.append(run)
+        held += run.n_rows
     yield file
 
 

@@ -8,7 +8,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from embstore.checkpoint import fields
@@ -17,7 +19,6 @@ from embstore.checkpoint.fields import FieldError
 from embstore.checkpoint.layout import (
     BLOOM_COLUMNS,
     CANDIDATE_COLUMNS,
-    EXTRA_COLUMNS,
     PIN_COLUMNS,
     Columns,
     Slots,
@@ -88,7 +89,7 @@ class ArrayEntry:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """A whole checkpoint. `values` and `arrays` are the two parts of extra."""
 
@@ -97,16 +98,23 @@ class Manifest:
     files: tuple[FileEntry, ...]
     store: dict[str, Any] | None = None
     values: dict[str, Any] | None = None
-    arrays: tuple[ArrayEntry, ...] = field(default=())
+    arrays: tuple[ArrayEntry, ...] = ()
 
     @property
     def step(self) -> int:
         """The greatest step of any table."""
         return max((int(table.state["step"]) for table in self.tables), default=0)
 
+    @cached_property
+    def _files_by_kind(self) -> dict[tuple[int | None, str], list[FileEntry]]:
+        files: dict[tuple[int | None, str], list[FileEntry]] = {}
+        for file in self.files:
+            files.setdefault((file.table, file.kind), []).append(file)
+        return files
+
     def files_of(self, table: int | None, kind: str) -> list[FileEntry]:
         """Return the files of one kind of a table, by partition."""
-        return [file for file in self.files if file.table == table and file.kind == kind]
+        return self._files_by_kind.get((table, kind), [])
 
     def n_rows(self, table: int | None, kind: str) -> int:
         """Return the rows in those files."""
@@ -196,7 +204,7 @@ def decode(data: bytes, place: str) -> Manifest:
             f"is damaged, cut off, or no manifest of embstore"
         )
     try:
-        document = json.loads(data)
+        document = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{place} is not JSON: {error}") from None
     try:
@@ -204,6 +212,10 @@ def decode(data: bytes, place: str) -> Manifest:
         return _manifest(document)
     except FieldError as error:
         raise CorruptCheckpointError(f"{place}: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _check_version(document: object, place: str) -> None:
@@ -235,7 +247,8 @@ def _manifest(top: Mapping[str, Any]) -> Manifest:
     files = tuple(_file(member, tables) for member in fields.array(top, "files"))
     fields.check_unique("file", [file.name for file in files])
     store, extra = top.get("store"), top.get("extra")
-    values, arrays = None, ()
+    values: dict[str, Any] | None = None
+    arrays: tuple[ArrayEntry, ...] = ()
     if extra is not None:
         extra = fields.mapping(extra, "extra")
         values = fields.mapping(extra.get("values"), "extra's values")
@@ -259,7 +272,8 @@ def _table(value: object) -> TableEntry:
     slots = []
     for slot in fields.array(member, "slots"):
         name, width = fields.items(slot, 2, "a slot")
-        slots.append((fields.text({"name": name}, "name"), fields.integer({"width": width}, "width", 1, 4096)))
+        pair = {"name": name, "width": width}
+        slots.append((fields.text(pair, "name"), fields.integer(pair, "width", 1, 4096)))
     return TableEntry(
         name=fields.text(member, "name"),
         dim=fields.integer(member, "dim", 1, 4096),
@@ -279,12 +293,13 @@ def _file(value: object, tables: tuple[TableEntry, ...]) -> FileEntry:
     if kind != "extra":
         table = fields.integer(member, "table", 0, len(tables) - 1)
     first, last = fields.items(member.get("partitions"), 2, "partitions")
+    bounds = {"first": first, "last": last}
     file = FileEntry(
         name=fields.file_name(member),
         kind=kind,
         table=table,
-        first=fields.integer({"first": first}, "first", 0, 255),
-        last=fields.integer({"last": last}, "last", first, 255),
+        first=fields.integer(bounds, "first", 0, 255),
+        last=fields.integer(bounds, "last", first, 255),
         sections=tuple(fields.section(section) for section in fields.array(member, "sections")),
     )
     for name, found in (("rows", file.n_rows), ("bytes", file.n_bytes)):
@@ -321,7 +336,7 @@ def _check_totals(top: Mapping[str, Any], manifest: Manifest) -> None:
                 raise FieldError(f"table {index}: {kind} is not the sum over its files, {n_rows}")
         for kind in ("rows", "candidates", "bloom", "pins"):
             files = manifest.files_of(index, kind)
-            for before, after in zip(files, files[1:], strict=False):
+            for before, after in pairwise(files):
                 if before.last >= after.first:
                     raise FieldError(f"{before.name} and {after.name}: partitions overlap")
         n_blocks = 256 * manifest.tables[index].bloom_blocks

@@ -11,7 +11,7 @@ Keys = NDArray[np.int64]
 
 
 def partition_of(keys: Keys) -> NDArray[np.uint8]:
-    """Return the partition of each key: the top 8 bits of the fixed hash, SplitMix64's finalizer."""
+    """Return the partition of each key: the top 8 bits of its fixed hash."""
     z = keys.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)

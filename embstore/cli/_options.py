@@ -96,6 +96,11 @@ def baseline(text: str) -> StaticRows:
     return StaticRows(n_rows=integer(1)(size))
 
 
+def names(text: str) -> list[str]:
+    """Read names with commas; none of an empty text."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def shares(text: str) -> dict[str, float]:
     """Read ``shared``, or ``item=0.7,user*category=0.3`` for a share of the hashed rows each."""
     if text == "shared":

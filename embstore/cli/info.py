@@ -2,45 +2,55 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from embstore.cli._report import table
+from embstore.cli._report import count, size, table
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the options of the command."""
     parser.add_argument("checkpoint", help="the folder of a checkpoint")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print all of the manifest, as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the summary of a checkpoint."""
+    """Print the summary of a checkpoint; no data are read."""
     from embstore.checkpoint import inspect
 
-    print(shown(inspect(options.checkpoint), options.json))
+    summary = inspect(options.checkpoint)
+    print(json.dumps(summary, indent=2) if options.json else shown(summary))
     return 0
 
 
-def shown(summary: Mapping[str, Any], as_json: bool) -> str:
-    """Return a summary as JSON, or as lines of dotted names and values."""
-    if as_json:
-        return json.dumps(summary, indent=2, default=str)
-    return table([[name, value] for name, value in _lines(summary, "")], is_text=True)
+def shown(summary: Mapping[str, Any]) -> str:
+    """Return the summary of a checkpoint as text."""
+    lines = [["table", "dim", "dtype", "rows", "pending", "bytes"]]
+    for each in summary["tables"]:
+        sizes = (count(each["rows"]), count(each["candidates"]), size(each["bytes"]))
+        lines.append([each["name"], str(each["dim"]), each["dtype"], *sizes])
+    files = summary["files"]
+    head = (
+        f"format {summary['format_version']}, step {count(summary['step'])}, "
+        f"{size(summary['bytes'])} in {len(files)} files"
+    )
+    policies = [[each["name"], _policies(each["config"])] for each in summary["tables"]]
+    parts = [head, table(lines), table(policies, is_text=True)]
+    if summary["extra"]:
+        parts.append("extra: " + ", ".join(summary["extra"]))
+    return "\n\n".join(parts)
 
 
-def _lines(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _lines(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, Sequence) and not isinstance(value, str) and _is_nested(value):
-        for number, inner in enumerate(value):
-            yield from _lines(inner, f"{name}[{number}]")
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield name, f"{value:,}"
-    else:
-        yield name, str(value)
+def _policies(config: Mapping[str, Any]) -> str:
+    names = ("optimizer", "initializer", "admission", "eviction")
+    return "; ".join(_policy(config[name]) for name in names if config.get(name))
 
 
-def _is_nested(values: Sequence[Any]) -> bool:
-    return any(isinstance(value, Mapping | list | tuple) for value in values)
+def _policy(config: Any) -> str:
+    """Return a policy's configuration in the words that make it."""
+    if not isinstance(config, Mapping):
+        return str(config)
+    values = dict(config)
+    kind = values.pop("type", values.pop("kind", ""))
+    words = (f"{name}={_policy(value)}" for name, value in values.items() if value is not None)
+    return f"{kind}({', '.join(words)})"

@@ -19,6 +19,7 @@ from embstore.data import DataError, DataTypeError, ParquetReader, parse_feature
 from embstore.errors import ArgumentError
 
 SCAN_ROWS = 65536
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--baseline-exact",
+        type=_options.names,
         metavar="FEATURES",
         help="features without collisions; else those with few keys: at most 1/8 of ROWS each",
     )
@@ -88,7 +90,10 @@ def run(options: argparse.Namespace) -> int:
     """Train, compare, save, print."""
     _check_outputs(options)
     config = _config(options)
+    _check_baseline(options, config)
     job = _dynamic_job(options, config)
+    if options.save:
+        Path(options.save).mkdir(parents=True, exist_ok=True)
     n_before = job.n_done
     with _progress(options, "dynamic", job) as bar:
         _train(job, options, bar)
@@ -99,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     if options.baseline is not None:
         static = _static_job(options, config, outcome.n_peak_rows)
         with _progress(options, "static", static) as bar:
-            static.run(job.step if not job.is_complete else None, bar.on_batch)
+            static.run(-(-job.n_done // config.batch_size), bar.on_batch)
     _print_outcome(job, n_before, outcome, static)
     _write_results(options, config, job, outcome, static)
     return 0
@@ -110,13 +115,12 @@ def _config(options: argparse.Namespace) -> JobConfig:
     eviction = None
     for policy in options.evict or []:
         eviction = policy if eviction is None else eviction | policy
-    admission = None if options.admission == "none" else options.admission
     tables = TableOptions(
         dim=options.dim,
         lr=options.lr,
         eps=options.eps,
         seed=options.seed,
-        admission=admission,
+        admission=options.admission,
         eviction=eviction,
         evict_every=options.evict_every,
         max_rows=options.max_rows,
@@ -126,6 +130,12 @@ def _config(options: argparse.Namespace) -> JobConfig:
     if options.label in {column for feature in features for column in feature.columns}:
         raise ArgumentError(f"the label {options.label!r} is among the features")
     return config
+
+
+def _check_baseline(options: argparse.Namespace, config: JobConfig) -> None:
+    for name in (*(options.baseline_exact or ()), *options.baseline_split):
+        if name not in config.names:
+            raise ArgumentError(f"{name!r} of the baseline is not a feature: {config.names}")
 
 
 def _reader(options: argparse.Namespace, config: JobConfig) -> ParquetReader:
@@ -166,10 +176,7 @@ def _static_job(options: argparse.Namespace, config: JobConfig, n_peak_rows: int
     n_rows = options.baseline.resolve(n_peak_rows)
     reader = _reader(options, config)
     exact = options.baseline_exact
-    names = config.names if exact is None else [n.strip() for n in exact.split(",") if n.strip()]
-    strangers = [name for name in names if name not in config.names]
-    if strangers:
-        raise ArgumentError(f"--baseline-exact: {strangers[0]!r} is not a feature")
+    names = config.names if exact is None else exact
     scan = ParquetReader(options.data, config.columns, SCAN_ROWS, prefetch=1)
     n_most = int(n_rows * VOCABULARY_SHARE) if exact is None else None
     found = distinct_keys((config.keys(batch) for batch in scan), names, n_most)
@@ -212,6 +219,8 @@ def _check_outputs(options: argparse.Namespace) -> None:
     for path in (options.json, options.plot):
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ArgumentError(f"there is no folder {os.fspath(Path(path).parent)} for {path}")
+    if options.plot and Path(options.plot).suffix not in PLOT_SUFFIXES:
+        raise ArgumentError(f"{options.plot} does not end in {', '.join(PLOT_SUFFIXES)}")
     if options.plot and find_spec("matplotlib") is None:
         raise ArgumentError("--plot needs matplotlib: pip install embstore[cli]")
 

@@ -1,12 +1,10 @@
 """``embstore verify``: read a checkpoint whole and check every block of it."""
 
 import argparse
-import dataclasses
 import json
 import sys
-from typing import Any
 
-from embstore.cli.info import shown
+from embstore.cli._report import count, size
 from embstore.errors import CheckpointError
 
 
@@ -21,18 +19,19 @@ def run(options: argparse.Namespace) -> int:
     from embstore.checkpoint import verify
 
     try:
-        report = _as_dict(verify(options.checkpoint))
+        report = verify(options.checkpoint)
     except CheckpointError as error:
         if options.json:
             print(json.dumps({"is_sound": False, "error": str(error)}, indent=2))
         else:
             print(f"embstore verify: {error}", file=sys.stderr)
         return 1
-    print(shown({"is_sound": True, **report}, options.json))
+    if options.json:
+        print(json.dumps({"is_sound": True, **report._asdict()}, indent=2))
+        return 0
+    print(
+        f"sound: {count(report.n_rows)} rows and {count(report.n_candidates)} pending keys; "
+        f"{size(report.n_bytes)} in {report.n_blocks} blocks of {report.n_files} files read and "
+        f"checked in {report.seconds:.2f} s"
+    )
     return 0
-
-
-def _as_dict(report: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(report) and not isinstance(report, type):
-        return dataclasses.asdict(report)
-    return dict(report)

@@ -73,7 +73,7 @@ def hash_strings(
         row = pc.index(array.is_null(), True).as_py()
         raise ArgumentError(f"a string to hash is null: value {row} of {len(array)}")
     if pa.types.is_string_view(array.type) or pa.types.is_binary_view(array.type):
-        array = array.cast(pa.large_binary())
+        array = pa.array(array.to_pylist(), pa.large_binary())  # older Arrow cannot cast views
     distinct = array.dictionary_encode()
     keys = _hash_distinct(distinct.dictionary)
     hashed: npt.NDArray[np.int64] = keys[distinct.indices.to_numpy()]

@@ -34,7 +34,6 @@ class CpuEngine:
         self.clear = self._core.clear
         self.reserve = self._core.reserve
         self.set_pins = self._core.set_pins
-        self.bloom_read = self._core.bloom_read
         self.bloom_write = self._core.bloom_write
         self.get_state = self._core.get_state
         self.set_state = self._core.set_state
@@ -119,6 +118,12 @@ class CpuEngine:
     def import_candidates(self, candidates: Candidates) -> None:
         """Create candidates."""
         self._core.import_candidates(candidates.keys, candidates.counts, candidates.epochs)
+
+    def bloom_read(self, partition: int) -> NDArray[np.uint8]:
+        """Return the bytes of one sub-filter; empty without a filter."""
+        if self._core.bloom_partition_bytes() == 0:
+            return np.empty(0, np.uint8)
+        return self._core.bloom_read(partition)
 
     def changes(self) -> Changes:
         """Return the change log."""

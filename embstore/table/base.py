@@ -147,7 +147,7 @@ class TableBase:
         return self._spec.to_config()
 
     @property
-    def evicts_by_itself(self) -> bool:
+    def has_eviction_policy(self) -> bool:
         """Whether the table has an eviction policy that selects rows."""
         return bool(program(self._spec.eviction))
 

@@ -154,7 +154,7 @@ typedef struct es_stats {
   uint64_t n_cells; /* of the index */
   uint64_t nbytes_index;
   uint64_t nbytes_meta;
-  uint64_t nbytes_values; /* rows: values, and slots where they lie beside them */
+  uint64_t nbytes_values;
   uint64_t nbytes_slots;
   uint64_t nbytes_bloom;
   uint64_t nbytes_other;

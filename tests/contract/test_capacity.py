@@ -158,7 +158,7 @@ def test_plan_tells_the_bytes(make_table, engine):
         most = max(most, table.nbytes)
     assert table.nbytes == pytest.approx(plan.resting_bytes, rel=0.25)
     assert most <= plan.peak_bytes * 1.05
-    assert table.planned(200_000) == plan
+    assert table.plan(200_000) == plan
 
 
 def test_candidates_and_filter_are_in_nbytes(make_table):

@@ -146,7 +146,7 @@ class Pair:
         self.both("import_", Twin(es.Rows(rows.keys, values, *rest_of(rows)), rows))
 
     def reload(self):
-        """Save the table, and go on with what was loaded; batches end, and pins are not saved."""
+        """Save the table, and go on with what was loaded; batches and the change log end."""
         with tempfile.TemporaryDirectory() as folder:
             self.table.save(folder)
             optimizer = self.config["optimizer"]
@@ -159,7 +159,7 @@ class Pair:
             )
         self.table.close()
         self.table = loaded
-        self.table.pin(np.array([*self.model.pins], np.int64))
+        assert self.table.pinned.tolist() == sorted(self.model.pins)
         self.batches = []
         self.model.reset_changes()
 

@@ -3,7 +3,7 @@
 import pytest
 from property.program import run_program
 
-from embstore import _core
+import embstore as es
 
 N_TORTURE_SEEDS = 8
 N_TORTURE_KEYS = 10_000_000
@@ -13,10 +13,10 @@ KEYS_PER_PROGRAM = 50_000
 @pytest.fixture(params=[1, 2], ids="threads{}".format)
 def threads(request):
     """The number of threads that a call may use."""
-    before = _core.num_threads()
-    _core.set_num_threads(request.param)
+    before = es.num_threads()
+    es.set_num_threads(request.param)
     yield request.param
-    _core.set_num_threads(before)
+    es.set_num_threads(before)
 
 
 @pytest.mark.parametrize("seed", range(24))

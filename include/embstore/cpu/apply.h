@@ -172,11 +172,11 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
   assigned_values(ticket, values, mode, &results);
   if (config_.c.on_nonfinite == ES_NONFINITE_RAISE && !kernels_.all_finite(results.data(), results.size()))
     throw Error(ES_NONFINITE, "assign: a value is not finite");
+  advance_base(step);
   const Room room = make_room(ticket);
   before_.assign(n_unique, 0);
   for (uint32_t& occurrences : ticket.distinct.occurrences) occurrences = 0;  // assigned rows are born with freq 0
   reserve_for(ticket, room);
-  advance_base(step);
   es_assign_report report = {};
   Commit commit(*this);
   step = clamped(step);

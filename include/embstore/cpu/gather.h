@@ -16,7 +16,7 @@
 namespace embstore::cpu {
 
 struct Storage {  // what clear() exchanges whole
-  Storage(HashSeed seed, const RowFormat& format, SlabLayout layout) : index(seed), rows(format, layout) {}
+  Storage(HashSeed seed, const RowFormat& format) : index(seed), rows(format) {}
   Index index;
   Rows rows;
 };

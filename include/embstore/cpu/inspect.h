@@ -145,7 +145,7 @@ inline void Table::changes_reset() {
 // side.
 inline es_plan_report Table::plan(const es_config& config, uint64_t n_rows, uint64_t n_candidates) {
   const Config checked(config);
-  const Rows rows(checked.format, kSlabLayout);
+  const Rows rows(checked.format);
   const uint64_t n_keys = n_rows + n_candidates;
   const uint64_t fixed =
       rows.bytes_after(n_rows) + checked.bloom_bytes() + sizeof(Table) + (config.track_changes != 0 ? n_rows : 0);

@@ -15,27 +15,14 @@
 
 namespace embstore::cpu {
 
-// Whether a row's slots lie beside its values (docs/decisions/002) or in an arena of their own.
-enum class SlabLayout : int32_t { kContiguous = 0, kSeparate = 1 };
-#ifndef EMB_SLAB
-#define EMB_SLAB kContiguous
-#endif
-constexpr SlabLayout kSlabLayout = SlabLayout::EMB_SLAB;
-
 class Rows {
  public:
-  Rows(const RowFormat& format, SlabLayout layout)
-      : slots_offset_(round_up(value_bytes(format), 4)),
-        values_(stride_of(slots_offset_ + (layout == SlabLayout::kContiguous ? format.n_slots * 4 : 0))),
-        meta_(sizeof(Meta)) {
-    if (layout == SlabLayout::kSeparate && format.n_slots > 0)
-      slots_ = std::make_unique<Arena>(stride_of(format.n_slots * 4));
+  explicit Rows(const RowFormat& format) : values_(stride_of(value_bytes(format))), meta_(sizeof(Meta)) {
+    if (format.n_slots > 0) slots_ = std::make_unique<Arena>(stride_of(format.n_slots * sizeof(float)));
   }
 
   char* values(uint32_t row) const { return values_.row(row); }
-  float* slots(uint32_t row) const {
-    return reinterpret_cast<float*>(slots_ ? slots_->row(row) : values_.row(row) + slots_offset_);
-  }
+  float* slots(uint32_t row) const { return slots_ ? reinterpret_cast<float*>(slots_->row(row)) : nullptr; }
   Meta* meta(uint32_t row) const { return reinterpret_cast<Meta*>(meta_.row(row)); }
 
   uint64_t n_live() const { return n_live_; }
@@ -112,9 +99,8 @@ class Rows {
  private:
   uint64_t ids_after(uint64_t n_new) const { return n_ids_ + (n_new > free_.size() ? n_new - free_.size() : 0); }
 
-  uint64_t slots_offset_;
   Arena values_;
-  std::unique_ptr<Arena> slots_;
+  std::unique_ptr<Arena> slots_;  // null without slots; apart from the values: docs/decisions/002
   Arena meta_;
   std::vector<uint64_t> live_;
   std::vector<uint32_t> free_;

@@ -1,0 +1,179 @@
+"""What goes in and out: the table to save, the table to restore into, rows and candidates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore.checkpoint.layout import Slots
+
+
+class RowsLike(Protocol):
+    """Complete rows, sorted by (partition, key); values as stored, bfloat16 as uint16."""
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """(n,) int64."""
+        ...
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """(n, dim)."""
+        ...
+
+    @property
+    def slots(self) -> NDArray[np.float32]:
+        """(n, slot_floats) float32."""
+        ...
+
+    @property
+    def freq(self) -> NDArray[np.uint32]:
+        """(n,) uint32."""
+        ...
+
+    @property
+    def step(self) -> NDArray[np.int64]:
+        """(n,) int64."""
+        ...
+
+
+class CandidatesLike(Protocol):
+    """Candidates of counter admission, sorted by (partition, key)."""
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """(n,) int64."""
+        ...
+
+    @property
+    def counts(self) -> NDArray[np.uint32]:
+        """(n,) uint32."""
+        ...
+
+    @property
+    def epochs(self) -> NDArray[np.int64]:
+        """(n,) int64."""
+        ...
+
+
+class TableView(Protocol):
+    """A table to save. Nobody writes to it while it is saved."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The parameters, as JSON."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Values of a row."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """float32, float16 or bfloat16."""
+        ...
+
+    @property
+    def slots(self) -> Slots:
+        """Name and width of each slot."""
+        ...
+
+    @property
+    def pins(self) -> NDArray[np.int64]:
+        """Unique pinned keys in any order."""
+        ...
+
+    def get_state(self) -> Mapping[str, int | float]:
+        """Return clocks and totals."""
+        ...
+
+    def partition_counts(self, candidates: bool) -> NDArray[np.uint64]:
+        """Return the rows (or candidates) of each partition, (256,)."""
+        ...
+
+    def export_rows(self, first: int, last: int) -> RowsLike:
+        """Return the rows of partitions [first, last]."""
+        ...
+
+    def export_candidates(self, first: int, last: int) -> CandidatesLike:
+        """Return the candidates of partitions [first, last]."""
+        ...
+
+    def bloom_read(self, partition: int) -> NDArray[np.uint8]:
+        """Return a sub-filter; empty without a filter."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowBlock:
+    """Rows of one block: read-only arrays as `RowsLike` has them."""
+
+    keys: NDArray[np.int64]
+    values: NDArray[Any]
+    slots: NDArray[np.float32]
+    freq: NDArray[np.uint32]
+    step: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CandidateBlock:
+    """Candidates of one block: read-only arrays as `CandidatesLike` has them."""
+
+    keys: NDArray[np.int64]
+    counts: NDArray[np.uint32]
+    epochs: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class TableSink(Protocol):
+    """An empty table to restore into: the part of an engine that imports."""
+
+    def reserve(self, n_rows: int) -> None:
+        """Make memory for rows to come."""
+        ...
+
+    def import_rows(self, rows: Any) -> None:
+        """Create the rows of a `RowBlock`."""
+        ...
+
+    def import_candidates(self, candidates: Any) -> None:
+        """Create the candidates of a `CandidateBlock`."""
+        ...
+
+    def bloom_write(self, partition: int, data: NDArray[np.uint8]) -> None:
+        """Replace a sub-filter."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Set clocks and totals."""
+        ...
+
+    def reset_changes(self) -> None:
+        """Begin a new change log."""
+        ...
+
+
+def n_nonfinite_rows(values: NDArray[Any], slots: NDArray[np.float32]) -> int:
+    """Return how many rows have NaN or infinity."""
+    finite = [_is_finite(values), _is_finite(slots)]
+    if all(part.all() for part in finite):
+        return 0
+    return int(np.count_nonzero(~(finite[0].all(axis=1) & finite[1].all(axis=1))))
+
+
+def _is_finite(numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which numbers are finite; uint16 are the bits of bfloat16."""
+    if numbers.dtype == np.uint16:
+        exponent = np.uint16(0x7F80)
+        finite: NDArray[np.bool_] = (numbers & exponent) != exponent
+    else:
+        finite = np.isfinite(numbers)
+    return finite

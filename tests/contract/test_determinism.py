@@ -1,0 +1,58 @@
+"""Results depend neither on threads, nor on the instruction set, nor on the seed of the index."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+from contract import digest
+
+import embstore as es
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """A function from an engine to the hash that this process computes, once."""
+    return cache(digest.digest_of)
+
+
+def digest_in_child(engine, **environment):
+    """Return what the program prints in a process of its own: cpu path, threads and hash."""
+    child = subprocess.run(
+        [sys.executable, digest.__file__, engine],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "that this processor has" in child.stderr:
+        pytest.skip(f"this processor lacks what {environment} asks for: it was not compared")
+    assert child.returncode == 0, child.stderr
+    return child.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("threads", "path"),
+    [("1", "baseline"), ("2", "baseline"), ("1", "avx2"), ("5", "avx2"), ("2", "avx512")],
+)
+def test_neither_threads_nor_the_instruction_set_matter(engine, expected, threads, path):
+    result = digest_in_child(engine, EMBSTORE_NUM_THREADS=threads, EMBSTORE_CPU=path)
+    assert result == [path, threads, expected(engine)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hash_seed", [0, 2**128 - 1, None])
+def test_the_seed_of_the_index_does_not_matter(engine, expected, hash_seed):
+    assert digest.digest_of(engine, hash_seed) == expected(engine)
+
+
+@pytest.mark.slow
+def test_threads_set_in_the_process_do_not_matter(engine, expected):
+    before = es.num_threads()
+    try:
+        es.set_num_threads(3 if before != 3 else 2)
+        assert digest.digest_of(engine) == expected(engine)
+    finally:
+        es.set_num_threads(before)

@@ -1,0 +1,482 @@
+"""The benchmarks' own machinery: that it runs, counts and compares rightly. No test looks at a time."""
+
+import json
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# At the end, so that a sanitized build that comes first on the path stays the one under test.
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from bench import (  # noqa: E402
+    __main__ as program,
+)
+from bench import (  # noqa: E402
+    bench_growth,
+    bench_lookup,
+    bench_train,
+    compare,
+    harness,
+    keys,
+    machine,
+    raw_gather,
+    results,
+    stats,
+    worker,
+)
+from bench.report import aligned, case_lines, figure_lines, shown_ns, target_lines  # noqa: E402
+from bench.stats import Target  # noqa: E402
+
+AXES = {"n_rows": 1000, "dim": 4, "batch": 8, "distribution": "uniform", "hit_rate": 1.0}
+
+
+# ---- keys
+
+
+@pytest.mark.parametrize("exponent", [0.5, 0.99, 1.0, 1.05, 2.0])
+def test_zipf_ranks_have_the_probabilities_of_the_law(exponent):
+    n, size = 200, 400_000
+    ranks = keys.Zipf(n, exponent).sample(np.random.default_rng(1), size)
+    assert ranks.min() >= 1
+    assert ranks.max() <= n
+    weights = np.arange(1, n + 1) ** -exponent
+    p = weights / weights.sum()
+    found = np.bincount(ranks, minlength=n + 1)[1:] / size
+    assert np.all(np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / size))
+
+
+def test_zipf_of_one_rank_and_of_many():
+    assert set(keys.Zipf(1).sample(np.random.default_rng(0), 10)) == {1}
+    ranks = keys.Zipf(10**9).sample(np.random.default_rng(0), 100_000)
+    assert ranks.min() == 1
+    assert 10**6 < ranks.max() <= 10**9
+
+
+@pytest.mark.parametrize(("n", "exponent"), [(0, 1.0), (10, 0.0), (10, float("nan"))])
+def test_zipf_refuses_what_is_no_law(n, exponent):
+    with pytest.raises(ValueError, match="Zipf"):
+        keys.Zipf(n, exponent)
+
+
+def test_keys_are_unique_and_depend_on_the_seed():
+    found = keys.key_of(np.arange(100_000), seed=3)
+    assert found.dtype == np.int64
+    assert len(np.unique(found)) == len(found)
+    assert 0.49 < (found < 0).mean() < 0.51
+    assert not np.any(found == keys.key_of(np.arange(100_000), seed=4))
+
+
+@pytest.mark.parametrize("distribution", keys.DISTRIBUTIONS)
+def test_batches_are_reproducible_and_hold_the_keys_of_their_rows(distribution):
+    axes = AXES | {"distribution": distribution}
+    a, b = (keys.draw_batches(axes, 5, seed=2) for _ in range(2))
+    assert a.row_ids.shape == a.keys.shape == (5, 8)
+    assert np.array_equal(a.row_ids, b.row_ids)
+    assert np.array_equal(a.keys, keys.key_of(a.row_ids, seed=2))
+    assert a.row_ids.min() >= 0
+    assert a.row_ids.max() < 1000
+    assert not np.array_equal(a.row_ids, keys.draw_batches(axes, 5, seed=3).row_ids)
+
+
+def test_popular_rows_are_scattered_by_a_permutation():
+    for n in (1000, 20_000, 1_000_000):
+        assert len(np.unique(np.arange(n) * keys.SCATTER % n)) == n
+
+
+def test_the_hit_rate_is_kept_and_misses_have_no_row():
+    axes = AXES | {"batch": 1000, "hit_rate": 0.25}
+    batches = keys.draw_batches(axes, 20, seed=0)
+    has_row = np.isin(batches.keys, keys.key_of(np.arange(1000)))
+    assert has_row.mean() == pytest.approx(0.25, abs=0.02)
+    assert np.array_equal(has_row, batches.keys == keys.key_of(batches.row_ids))
+
+
+def test_an_unknown_distribution_is_an_error():
+    with pytest.raises(ValueError, match="distribution"):
+        keys.draw_batches(AXES | {"distribution": "normal"}, 1, seed=0)
+
+
+# ---- statistics
+
+
+def test_a_summary_is_what_numpy_says():
+    samples = [5, 1, 4, 2, 3]
+    assert stats.summarize(samples) == stats.Summary(5, median=3, min=1, p10=1, p90=5, max=5)
+    assert stats.quantile(range(1, 1001), 0.999) == 999
+    assert stats.quantile(range(1, 1001), 1.0) == 1000
+    with pytest.raises(ValueError, match="no samples"):
+        stats.summarize([])
+
+
+def test_ratios_are_paired_by_round():
+    assert stats.paired_ratios([2, 6], [1, 2]).tolist() == [2.0, 3.0]
+    with pytest.raises(ValueError, match="rounds"):
+        stats.paired_ratios([1, 2], [1])
+
+
+@pytest.mark.parametrize(
+    ("is_at_least", "value", "low", "high", "text"),
+    [
+        (True, 1.5, 1.4, 1.6, "meets"),
+        (True, 1.0, 1.0, 1.0, "meets"),
+        (True, 0.9, 0.8, 0.95, "below by 10 %"),
+        (True, 0.9, 0.8, 1.1, "below by 10 % (within the spread)"),
+        (True, 1.1, 0.9, 1.2, "meets (within the spread)"),
+        (False, 0.9, 0.8, 0.95, "meets"),
+        (False, 1.2, 1.1, 1.3, "above by 20 %"),
+    ],
+)
+def test_a_verdict_says_how_far_the_bound_is(is_at_least, value, low, high, text):
+    assert stats.verdict(Target("t", 1.0, is_at_least, {}), value, low, high) == text
+
+
+# ---- harness
+
+
+class Setup:
+    """A setup that counts how often it was built."""
+
+    def __init__(self):
+        self.n_built = 0
+        self.notes = {}
+
+    def build(self):
+        self.n_built += 1
+        return self
+
+
+def case_of(calls, setup, **changes):
+    """Return a case of two contenders that append (name, turn) to `calls`."""
+
+    def contender(name, **more):
+        def build(workspace, case):
+            return lambda turn: calls.append((name, turn))
+
+        return harness.Contender(name, build, **more)
+
+    case = harness.Case(
+        name="case",
+        axes=harness.axes_of(n_rows=1, batch=2),
+        setup=setup,
+        contenders=(contender("a", n_calls=2, is_ours=True), contender("b")),
+        figures=(
+            harness.Ratio("a", "b", Target("t", 1.0, True, {"n_rows": 9})),
+            harness.Absolute("a", "ns", 1.0),
+            harness.Ratio("a", "absent"),
+        ),
+        n_batches=10,
+        n_warmups=2,
+        rounds=7,
+    )
+    return replace(case, **changes)
+
+
+def test_contenders_take_turns_at_different_batches():
+    calls, setup = [], Setup()
+    result = harness.run_case(case_of(calls, setup), setup)
+    assert calls[:4] == [("a", -2), ("a", -1), ("b", 3), ("b", 4)]
+    rounds = [calls[i : i + 2] for i in range(4, len(calls), 2)]
+    assert [sorted(r) for r in rounds] == [[("a", i), ("b", 5 + i)] for i in range(7)]
+    assert len({r[0][0] for r in rounds}) == 2, "the order is drawn anew for each round"
+    assert result.rounds == 7
+    assert [len(c.times_ns) for c in result.contenders] == [7, 7]
+
+
+def test_a_change_of_threads_is_followed_by_a_call_that_is_not_timed():
+    calls, setup = [], Setup()
+    case = case_of(calls, setup, n_warmups=0, n_batches=0, rounds=3)
+    two = replace(case.contenders[1], threads=2)
+    result = harness.run_case(replace(case, contenders=(case.contenders[0], two)), setup)
+    assert [len(c.times_ns) for c in result.contenders] == [3, 3]
+    assert len(calls) > 6
+    assert ("a", -1) in calls or ("b", -1) in calls
+    harness.set_threads(1)
+
+
+def test_a_case_ends_when_its_time_is_over():
+    calls, setup = [], Setup()
+    result = harness.run_case(case_of(calls, setup, max_seconds=0.0, rounds=1000), setup)
+    assert result.rounds == harness.LEAST_ROUNDS
+
+
+def test_neighbouring_cases_share_a_setup_and_figures_come_out():
+    calls, setup, other = [], Setup(), Setup()
+    cases = [case_of(calls, setup), case_of(calls, setup), case_of(calls, other)]
+    told = []
+    found, figures = harness.measure(cases, lambda result, figures: told.append(result.name))
+    assert (setup.n_built, other.n_built) == (1, 1)
+    assert told == ["case"] * 3
+    assert [f.name for f in figures[:2]] == ["case: a against b", "case: a"]
+    assert len(figures) == 6, "a contender that is not there gives no figure"
+    assert figures[0].elsewhere() == {"n_rows": 9}
+    a, b = found[0].contenders
+    expected = stats.summarize([y / (x / 2) for x, y in zip(a.times_ns, b.times_ns, strict=True)])
+    assert figures[0].value == pytest.approx(expected.median)
+    assert figures[0].low <= figures[0].value <= figures[0].high
+
+
+def test_a_failed_check_stops_the_case():
+    def check(workspace, case, calls):
+        assert sorted(calls) == ["a", "b"]
+        raise AssertionError("they differ")
+
+    setup = Setup()
+    with pytest.raises(AssertionError, match="they differ"):
+        harness.run_case(case_of([], setup, check=check), setup)
+
+
+def test_axes_have_known_names():
+    assert harness.axes_of(dim=3) == {"dim": 3}
+    with pytest.raises(ValueError, match=r"unknown axes \['size'\]"):
+        harness.axes_of(size=3)
+    assert list(harness.product(dim=(1, 2), batch=3)) == [
+        {"dim": 1, "batch": 3},
+        {"dim": 2, "batch": 3},
+    ]
+
+
+# ---- results
+
+
+def run_of(median, spread=0.0, **changes):
+    """Return a synthetic run whose one contender takes about `median` ns."""
+    times = [int(median * (1 + spread * x)) for x in (-1, -0.5, 0, 0.5, 1)]
+    contender = results.ContenderResult("ours", 1, times)
+    target = Target("fast", 2.0, True, {"n_rows": 5})
+    axes = {"n_rows": 5, "batch": 10}
+    figure = results.Figure("ratio", axes, 1e3 / median, 900 / median, 1.1e3 / median, "x", target)
+    run = results.Run(
+        concept="lookup",
+        date="2025-01-01T000000Z",
+        scale="quick",
+        label="",
+        seed=0,
+        machine={"id": "0123abcd", "n_cores": 2, "commit": "a"},
+        cases=[results.CaseResult("find", axes, 5, [contender], {"load": 0.7})],
+        figures=[figure],
+    )
+    return replace(run, **changes)
+
+
+def test_a_result_survives_the_file(tmp_path):
+    run = run_of(100.0)
+    path = results.write(run, tmp_path / "new")
+    assert path.name == "lookup-2025-01-01T000000Z-0123abcd.json"
+    assert results.read(path) == run
+    stored = json.loads(path.read_text())
+    assert stored["schema"] == results.SCHEMA
+    assert stored["cases"][0]["contenders"][0]["summary_ns"]["median"] == 100.0
+    assert stored["figures"][0]["verdict"] == "meets"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("schema",), 99, "schema 99"),
+        (("cases",), {}, "'cases' is a dict"),
+        (("cases", 0, "rounds"), "3", "case 0: 'rounds' is a str"),
+        (("cases", 0, "contenders", 0, "times_ns"), None, "'times_ns' is a NoneType"),
+        (("figures", 0, "value"), "fast", "figure 0: 'value' is a str"),
+        (("figures", 0, "target"), {"name": "t"}, "'bound' is missing"),
+        (("machine",), [], "'machine' is a list"),
+    ],
+)
+def test_a_result_of_another_schema_is_refused(path, value, message):
+    stored = results.to_json(run_of(100.0))
+    place = stored
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        results.from_json(stored)
+
+
+def test_the_facts_name_no_machine_and_no_path():
+    facts = machine.facts()
+    text = json.dumps(facts)
+    assert len(facts["id"]) == 8
+    for name in ("cpu_model", "n_cores", "caches", "huge_pages", "kernel", "python", "numpy"):
+        assert facts[name], name
+    for secret in (socket.gethostname(), str(ROOT), str(Path.home()), sys.prefix):
+        assert len(secret) < 4 or secret not in text
+    quiet = {"load_average": [0.0], "torch": "2", "compiler": "cc", "huge_pages": {}}
+    assert list(machine.warnings(facts | quiet)) == []
+    busy = {"load_average": [3.0], "torch": "", "compiler": "", "huge_pages": {"enabled": "never"}}
+    assert len(list(machine.warnings(facts | busy))) == 4
+
+
+def test_a_report_shows_every_part():
+    run = run_of(100.0)
+    text = "\n".join([*case_lines(run.cases[0]), *figure_lines(run.figures)])
+    assert "find: n_rows=5 batch=10, 5 rounds" in text
+    assert "100 ns" in text
+    assert "10.00x" in text
+    (_, line) = target_lines(run.figures)
+    assert "meets" in line
+    assert "meant at" not in line
+    elsewhere = replace(run.figures[0], axes={"n_rows": 6})
+    assert "the target is meant at n_rows=5" in list(target_lines([elsewhere]))[1]
+    assert list(aligned([("a", "b"), ("long", "1")])) == ["a     b", "long  1"]
+    assert [shown_ns(x) for x in (9.5, 1500, 2e6, 3e9)] == ["9.5 ns", "1.5 us", "2 ms", "3 s"]
+
+
+# ---- compare
+
+
+def test_compare_calls_a_change_what_is_beyond_the_spread(tmp_path, capsys):
+    a, b = run_of(1000.0, spread=0.01), run_of(500.0, spread=0.01, date="2025-01-02T000000Z")
+    files = [str(results.write(run, tmp_path)) for run in (a, b)]
+    assert compare.main(files) == 0
+    text = capsys.readouterr().out
+    assert "find: n_rows=5 batch=10" in text
+    assert "-50.0 %" in text, "the time"
+    assert "+100.0 %" in text, "the figure"
+    assert "WARNING" not in text
+
+
+def test_compare_calls_noise_what_is_within_the_spread():
+    text = "\n".join(compare.compare(run_of(1000.0, spread=0.2), run_of(1100.0, spread=0.2)))
+    assert "1.100" in text
+    assert text.count("noise") == 2
+
+
+def test_compare_warns_of_another_machine_and_scale():
+    other = run_of(100.0, scale="full", machine={"id": "ffff0000", "n_cores": 8, "commit": "b"})
+    text = "\n".join(compare.compare(run_of(100.0), other))
+    for name in ("id", "n_cores", "scale"):
+        assert f"WARNING: {name} differs" in text
+    assert "commit" not in text
+
+
+def test_compare_needs_something_in_common(tmp_path, capsys):
+    a = results.write(run_of(1.0), tmp_path)
+    b = results.write(run_of(1.0, concept="train"), tmp_path)
+    with pytest.raises(SystemExit):
+        compare.main([str(a), str(b)])
+    assert "nothing in common" in capsys.readouterr().err
+    assert sorted(compare.runs_in(tmp_path)) == ["lookup", "train"]
+
+
+# ---- the benchmarks themselves, at sizes at which their figures mean nothing
+
+
+def names_of(result):
+    return {contender.name for contender in result.contenders}
+
+
+def test_lookup_runs_and_all_contenders_give_the_same_rows():
+    found, figures = bench_lookup.measure("tiny", 0, lambda *_: None)
+    assert {"find", "find fresh", "find one key"} <= {result.name for result in found}
+    assert all(bench_lookup.OURS in names_of(result) for result in found)
+    assert all(np.isfinite(figure.value) and figure.value > 0 for figure in figures)
+    (one,) = (result for result in found if result.name == "find one key")
+    assert {c.n_calls for c in one.contenders} == {bench_lookup.ONE_KEY_CALLS}
+
+
+def test_lookup_notices_wrong_rows():
+    case = next(bench_lookup.cases("tiny"))
+    space = case.setup.build()
+    wrong = np.zeros((case.axes["batch"], case.axes["dim"]), np.float32)
+    with pytest.raises(AssertionError, match="does not give the rows"):
+        bench_lookup.check_same_rows(space, case, {"embstore find": lambda turn: wrong})
+
+
+def test_train_runs_with_torch_where_it_is_installed():
+    found, _ = bench_train.measure("tiny", 0, lambda *_: None)
+    assert {"uniform", "zipf"} == {result.axes["distribution"] for result in found}
+    has_torch = any(bench_train.TORCH in names_of(result) for result in found)
+    assert has_torch == machine.has_module("torch")
+
+
+def test_train_notices_another_optimizer(monkeypatch):
+    pytest.importorskip("torch", reason="torch is not installed")
+    case = next(bench_train.cases("tiny"))
+    monkeypatch.setattr(bench_train, "LEARNING_RATE", 0.05)
+    bench_train.check_same_learning(case.setup.build(), case, {})
+    monkeypatch.setattr(bench_train, "torch_step", lambda *arguments: None)
+    with pytest.raises(AssertionError, match="learn differently"):
+        bench_train.check_same_learning(case.setup.build(), case, {})
+
+
+def test_growth_runs_every_batch_once_on_both_tables():
+    (result,), figures = bench_growth.measure("tiny", 0, lambda *_: None)
+    assert [len(c.times_ns) for c in result.contenders] == [8, 8]
+    assert len(figures) == 6
+    assert sum(figure.target is not None for figure in figures) == 2
+    assert bench_growth.tails([1, 1, 1, 5])["max"] == 5.0
+
+
+@pytest.mark.unsanitized
+def test_memory_runs_through_the_command_line(tmp_path, capsys):
+    assert program.main(["--quick", "--out", str(tmp_path), "memory"]) == 0
+    text = capsys.readouterr().out
+    assert "index + meta a live row at load 0.7" in text
+    (path,) = tmp_path.glob("*.json")
+    run = results.read(path)
+    assert (run.concept, run.scale) == ("memory", "quick")
+    by_name = {figure.name: figure.value for figure in run.figures if figure.axes["dim"] == 16}
+    full, grown, most = (
+        by_name[f"index + meta a live row, {when}"]
+        for when in ("at its load", "right after growth", "most while growing")
+    )
+    assert 28.0 < full < most
+    assert 28.0 < grown < most
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speed"], "there is no benchmark 'speed'"),
+        (["--quick", "--full"], "not allowed with"),
+        (["--against", "other=nowhere"], "no package embstore in 'nowhere'"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        program.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.unsanitized
+@pytest.mark.parametrize("dim", [1, 3, 16, 64, 100])
+def test_the_raw_gather_copies_the_rows(dim):
+    if raw_gather.compiler() is None:
+        pytest.skip("there is no C compiler")
+    rows = raw_gather.huge_empty((500, dim))
+    rows[:] = np.random.default_rng(0).random((500, dim), np.float32)
+    row_ids = np.random.default_rng(1).integers(0, 500, 300)
+    share = raw_gather.huge_share(rows)
+    assert share is None or 0.0 <= share <= 1.0
+    for n_threads, is_streaming in ((1, False), (1, True), (3, False), (2, True)):
+        gather = raw_gather.RawGather(rows, n_threads, is_streaming)
+        out = bench_lookup.aligned_empty((300, dim))
+        assert gather.tune([row_ids], out, n_tries=1) in raw_gather.DISTANCES
+        for n in (300, 2, 0):
+            out[:] = -1.0
+            gather(row_ids[:n], out)
+            assert np.array_equal(out[:n], rows[row_ids[:n]])
+            assert np.all(out[n:] == -1.0)
+
+
+@pytest.mark.unsanitized
+def test_another_build_takes_turns_in_its_own_process():
+    with worker.Worker() as child:
+        peers = worker.peers_of({"same": child}, "bench.bench_growth", "tiny", 0)
+        case = next(bench_growth.cases("tiny"))
+        extra = peers(case, 0)
+        result = harness.run_case(case, case.setup.build(), extra)
+        names = [contender.name for contender in case.contenders]
+        assert [c.name for c in result.contenders] == [*names, *(f"{n} [same]" for n in names)]
+        assert {len(c.times_ns) for c in result.contenders} == {8}
+        figures = harness.figures_of(case, result, extra)
+        assert [figure.name for figure in figures] == [
+            f"growth: {name} [same] against {name}" for name in names
+        ]
+        with pytest.raises(RuntimeError, match="ModuleNotFoundError"):
+            child.ask("bench.nowhere", "nothing")
+        assert child.ask("bench.bench_memory", "resident_bytes") > 0
