@@ -89,7 +89,7 @@ def main(argv=None):
     print("\n".join(target_lines([figure for run in runs for figure in run.figures])))
     print()
     for warning in machine.warnings(facts):
-        print(f"WARNING: {warning}")
+        print(warning)
     folder = options.out or (None if options.quick else results.FOLDER)
     for run in runs if folder else ():
         print(f"written: {results.write(run, folder).name}")

@@ -4,7 +4,6 @@ import hashlib
 import os
 import platform
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -107,11 +106,12 @@ def facts():
 
 
 def warnings(found):
-    """Yield what makes figures of this machine doubtful."""
-    if found["load_average"][0] > 0.5:
-        yield f"other work runs on this machine (load {found['load_average'][0]:.1f}): noise"
+    """Yield what makes figures of this machine doubtful, and what was left out."""
+    load = found["load_average"][0]
+    if load > 0.5:
+        yield f"WARNING: other work ran on this machine (load {load:.1f}): the figures are noise"
     if found["huge_pages"].get("enabled") == "never":
-        yield "huge pages are switched off: rows and index lie on small pages"
+        yield "WARNING: huge pages are switched off: rows and index lie on small pages"
     if not found["torch"]:
         yield "SKIPPED: every ratio to torch: torch is not installed"
     if not found["compiler"]:
@@ -119,5 +119,5 @@ def warnings(found):
 
 
 def has_module(name):
-    """Return whether a module is there to import, without importing it."""
-    return name in sys.modules or version_of(name) != ""
+    """Return whether a package is installed, without importing it."""
+    return version_of(name) != ""

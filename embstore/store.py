@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 
 from embstore.engines import arrays
 from embstore.engines.types import ApplyReport, EvictReport
-from embstore.errors import ArgumentError, ArgumentTypeError
+from embstore.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointMismatchError,
+    EmbstoreError,
+)
 from embstore.policies._check import check_step, shown
 from embstore.table import files
 from embstore.table.base import EvictionSink
@@ -48,11 +53,13 @@ class Store:
         features: Mapping[str, str] | None = None,
     ) -> None:
         self._tables = _named(tables)
+        if features is not None and not isinstance(features, Mapping):
+            raise arrays.type_error("Store", "features", features, "a dict from features to tables")
         self.features: dict[str, str] = (
             {name: name for name in self._tables} if features is None else dict(features)
         )
         for feature, name in self.features.items():
-            if name not in self._tables:
+            if not isinstance(name, str) or name not in self._tables:
                 raise ArgumentError(
                     f"Store: feature {feature!r} is of table {shown(name)}, which is none of "
                     f"{list(self._tables)}"
@@ -323,6 +330,7 @@ class Store:
         hash_seed: int | None = None,
         on_evict: Mapping[str, EvictionSink] | None = None,
         verify: str = "full",
+        allow_nonfinite: bool = False,
     ) -> Self:
         """Return a new store from a checkpoint of a store, or of a table; see ``Table.load``.
 
@@ -336,7 +344,7 @@ class Store:
             As for `Table`, for all tables.
         on_evict
             From names of tables to sinks, as for `Table`.
-        verify
+        verify, allow_nonfinite
             As in ``Table.load``.
 
         Returns
@@ -357,14 +365,16 @@ class Store:
             for name, saved in loaded.tables.items():
                 where = f"{loaded.path}: table {name!r}"
                 spec = files.loaded_spec(saved, None, where)
-                tables[name] = Table._of_spec(
-                    spec, device, hash_seed, sinks.get(name), "Store.load"
-                )
-                undo.callback(tables[name].close)
-                files.restore(tables[name], saved)
+                table = Table._of_spec(spec, device, hash_seed, sinks.get(name), "Store.load")
+                undo.callback(table.close)
+                files.restore(table, saved, allow_nonfinite)
+                tables[name] = table
+            try:
+                store = cls(tables, (loaded.store or {}).get("features"))
+            except EmbstoreError as error:
+                raise CheckpointMismatchError(f"{loaded.path}: {error}") from error
+            store.extra = loaded.extra
             undo.pop_all()
-        store = cls(tables, (loaded.store or {}).get("features"))
-        store.extra = loaded.extra
         return store
 
     def stats(self) -> dict[str, dict[str, Any]]:

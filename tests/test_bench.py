@@ -1,4 +1,4 @@
-"""The benchmarks' own machinery: that it runs, counts and compares rightly. No test looks at a time."""
+"""The benchmarks' own machinery: that it runs, counts and compares. No test looks at a time."""
 
 import json
 import socket
@@ -13,9 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from bench import (  # noqa: E402
-    __main__ as program,
-)
+from bench import __main__ as program  # noqa: E402
 from bench import (  # noqa: E402
     bench_growth,
     bench_lookup,

@@ -169,7 +169,12 @@ class Job:
         """Write a checkpoint from which `resume` continues to the bit; of dynamic tables only."""
         assert isinstance(self.tables, DynamicTables)
         dense = {f"dense.{name}": array for name, array in self.model.state().items()}
-        progress = {"step": self.step, "n_peak_rows": self.n_peak_rows, "n_done": self.n_done}
+        progress = {
+            "step": self.step,
+            "n_peak_rows": self.n_peak_rows,
+            "n_done": self.n_done,
+            "is_complete": self.is_complete,
+        }
         extra = {
             "job": self.config.describe(),
             "reader": self.reader.state_dict(),
@@ -198,7 +203,7 @@ class Job:
             If there is no sound checkpoint.
         """
         store = es.Store.load(folder, device=config.tables.device)
-        extra = store.extra
+        extra = store.extra or {}
         _check_same_job(extra, config, folder)
         job = cls(config, reader, DynamicTables(store, config.names))
         prefix = "dense."
@@ -214,7 +219,7 @@ class Job:
         """Take up the position and the predictions of a saved run, if it was on these data."""
         saved, here = extra["reader"], self.reader.state_dict()
         if saved["data"] != here["data"]:
-            if saved["epoch"] == 0:
+            if not extra["progress"]["is_complete"]:
                 raise DataError(
                     f"{os.fspath(folder)} stopped at row {saved['row']:,} of other data; "
                     "resume with those"

@@ -5,9 +5,10 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from embstore.cli import _options
 from embstore.cli._job import Job, JobConfig, Outcome
@@ -21,19 +22,29 @@ from embstore.errors import ArgumentError
 SCAN_ROWS = 65536
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
+Add: TypeAlias = Callable[..., argparse.Action]
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the options of the command."""
-    integer, number = _options.integer, _options.number
     parser.add_argument("data", nargs="+", help="Parquet files in time order, or folders of them")
-    add = parser.add_argument_group("data").add_argument
+    _add_data_options(parser.add_argument_group("data").add_argument)
+    _add_table_options(parser.add_argument_group("tables").add_argument)
+    _add_training_options(parser.add_argument_group("training").add_argument)
+    _add_baseline_options(parser.add_argument_group("baseline").add_argument)
+    _add_result_options(parser.add_argument_group("results").add_argument)
+
+
+def _add_data_options(add: Add) -> None:
     add("--label", required=True, help="the column of labels, 0 or 1")
     add("--features", required=True, help="columns, with commas: user,item,category")
     add("--cross", default="", help="crosses of columns, with commas: user*category")
-    add("--batch-size", type=integer(1), default=512, help="rows of a batch (512)")
-    add("--prefetch", type=integer(0), default=8, help="batches read ahead (8)")
-    add = parser.add_argument_group("tables").add_argument
-    add("--dim", type=integer(1), default=16, help="length of a row (16)")
+    add("--batch-size", type=_options.integer(1), default=512, help="rows of a batch (512)")
+    add("--prefetch", type=_options.integer(0), default=8, help="batches read ahead (8)")
+
+
+def _add_table_options(add: Add) -> None:
+    add("--dim", type=_options.integer(1), default=16, help="length of a row (16)")
     add(
         "--admission",
         type=_options.admission,
@@ -48,16 +59,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         help="step:N, l2:THRESHOLD:AGE or freq:N:AGE; several are joined by 'or'",
     )
-    add("--evict-every", type=integer(1), default=50, help="batches between two evictions (50)")
-    add("--max-rows", type=integer(1), help="rows of each table; the longest untrained make room")
+    add(
+        "--evict-every",
+        type=_options.integer(1),
+        default=50,
+        help="batches between two evictions (50)",
+    )
+    add(
+        "--max-rows",
+        type=_options.integer(1),
+        help="rows of each table; the longest untrained make room",
+    )
     add("--device", default="cpu", help="cpu, or cuda where there is one")
-    add = parser.add_argument_group("training").add_argument
-    add("--lr", type=number(0), default=0.1, help="row-wise Adagrad's, for the rows (0.1)")
-    add("--eps", type=number(0), default=1e-2, help="row-wise Adagrad's (0.01)")
-    add("--dense-lr", type=number(0), default=2e-3, help="Adam's, for the network (0.002)")
-    add("--seed", type=integer(0), default=0, help="of all initial values (0)")
-    add("--stop-after", type=integer(1), metavar="N", help="end after N batches")
-    add = parser.add_argument_group("baseline").add_argument
+
+
+def _add_training_options(add: Add) -> None:
+    add("--lr", type=_options.number(0), default=0.1, help="row-wise Adagrad's, for the rows (0.1)")
+    add("--eps", type=_options.number(0), default=1e-2, help="row-wise Adagrad's (0.01)")
+    add("--dense-lr", type=_options.number(0), default=2e-3, help="Adam's, for the network (0.002)")
+    add("--seed", type=_options.integer(0), default=0, help="of all initial values (0)")
+    add("--stop-after", type=_options.integer(1), metavar="N", help="end after N batches")
+
+
+def _add_baseline_options(add: Add) -> None:
     add(
         "--baseline",
         type=_options.baseline,
@@ -77,9 +101,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT",
         help="'shared' (default), or shares of the hashed rows: item=0.7,user*category=0.3",
     )
-    add = parser.add_argument_group("results").add_argument
+
+
+def _add_result_options(add: Add) -> None:
     add("--save", metavar="DIR", help="write a checkpoint at the end")
-    add("--save-every", type=integer(1), metavar="N", help="and after every N batches")
+    add("--save-every", type=_options.integer(1), metavar="N", help="and after every N batches")
     add("--resume", metavar="DIR", help="continue from a checkpoint, with the same options")
     add("--plot", metavar="FILE", help="draw AUC and table size over time (.png, .svg, .pdf)")
     add("--json", metavar="FILE", help="write configuration and outcome")

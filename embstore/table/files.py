@@ -94,10 +94,10 @@ def loaded_spec(loaded: "LoadedTable", optimizer: Optimizer | None, where: str) 
     return spec
 
 
-def restore(table: TableBase, loaded: "LoadedTable") -> None:
+def restore(table: TableBase, loaded: "LoadedTable", allow_nonfinite: bool) -> None:
     """Fill an empty table; close it if that fails."""
     try:
-        loaded.restore(table._engine)
+        loaded.restore(table._engine, allow_nonfinite=allow_nonfinite)
         table._engine.set_pins(loaded.pins)
         table._pins = loaded.pins
     except BaseException:
@@ -142,6 +142,7 @@ class TableFiles(TableUpkeep):
         optimizer: Optimizer | None = None,
         on_evict: EvictionSink | None = None,
         verify: str = "full",
+        allow_nonfinite: bool = False,
     ) -> Self:
         """Return a new table from a checkpoint; training it goes on as if it had never stopped.
 
@@ -158,6 +159,9 @@ class TableFiles(TableUpkeep):
             which is not saved. (Setting `lr` does the same.)
         verify
             "full" reads and checks everything before the first row is taken.
+        allow_nonfinite
+            Take rows with NaN or infinity, which are an error otherwise, but for tables made with
+            ``on_nonfinite="allow"``.
 
         Raises
         ------
@@ -181,5 +185,5 @@ class TableFiles(TableUpkeep):
             table = cls._of_spec(spec, device, hash_seed, on_evict, "Table.load")
             if optimizer is not None:
                 table.lr = optimizer.lr
-            restore(table, saved)
+            restore(table, saved, allow_nonfinite)
         return table

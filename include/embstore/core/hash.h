@@ -35,9 +35,22 @@ struct HashSeed {
 // Folds the 128-bit product onto itself (the round of wyhash and mum-hash).
 EMB_FN uint64_t multiply_fold(uint64_t a, uint64_t b) { return (a * b) ^ mulhi(a, b); }
 
+// An odd multiplier that is neither 1 nor -1, by which a fold would mix nothing.
+EMB_FN uint64_t multiplier_of(uint64_t x) {
+  const uint64_t odd = x | 1;
+  return odd + 1 < 3 ? 0x9E3779B97F4A7C15ull : odd;
+}
+
+// Words as the user gave them, however plain, to words that look random. Once a table.
+EMB_FN HashSeed stirred(HashSeed seed) {
+  const uint64_t a = fixed_hash(seed.a);
+  return HashSeed{a, fixed_hash(seed.b ^ a)};
+}
+
+// Expects a stirred seed.
 EMB_FN uint64_t keyed_hash(uint64_t key, HashSeed seed) {
-  const uint64_t once = multiply_fold(key ^ seed.a, seed.b | 1);
-  return multiply_fold(once ^ seed.b, (seed.a ^ 0x9E3779B97F4A7C15ull) | 1);
+  const uint64_t once = multiply_fold(key ^ seed.a, multiplier_of(seed.b));
+  return multiply_fold(once ^ seed.b, multiplier_of(seed.a ^ 0x9E3779B97F4A7C15ull));
 }
 
 // The bucket of n that a hash falls into: its high part, so that the order of hashes is the order of buckets.

@@ -52,7 +52,7 @@ struct View {
 
 class Index {
  public:
-  explicit Index(HashSeed seed) : seed_(seed) {
+  explicit Index(HashSeed seed) : seed_(stirred(seed)) {
     from_ = allocate(kLeastBuckets);
     view_.from = buckets(from_);
     view_.n_from = kLeastBuckets;

@@ -201,8 +201,7 @@ inline Table::Table(const es_config& config, const Kernels& kernels)
       id_(next_table_id()),
       fork_generation_(ThreadPool::fork_generation()),
       default_row_(value_bytes(config_.format)),
-      storage_(
-          std::make_unique<Storage>(HashSeed{config.hash_seed[0], config.hash_seed[1]}, config_.format, kSlabLayout)),
+      storage_(std::make_unique<Storage>(HashSeed{config.hash_seed[0], config.hash_seed[1]}, config_.format)),
       shared_storage_(storage_.get()),
       state_(initial_state(config)),
       log_(config.track_changes != 0) {
@@ -254,8 +253,7 @@ inline uint64_t Table::find(const int64_t* keys, uint64_t n, void* rows, Dtype r
 
 inline void Table::clear() {
   Writer writer(*this);
-  auto fresh =
-      std::make_unique<Storage>(HashSeed{config_.c.hash_seed[0], config_.c.hash_seed[1]}, config_.format, kSlabLayout);
+  auto fresh = std::make_unique<Storage>(HashSeed{config_.c.hash_seed[0], config_.c.hash_seed[1]}, config_.format);
   const uint64_t n_bytes = own_bytes();
   graveyard_.reserve_one();
   log_.reserve(0, rows().n_live());
