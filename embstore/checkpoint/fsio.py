@@ -102,11 +102,13 @@ class Directory:
             raise CheckpointError(
                 error.errno, f"cannot open {place}: {error.strerror or error}"
             ) from error
+        file = InputFile(place, fd)
         try:
-            return InputFile(place, fd)
+            file.measure()
         except BaseException:
-            calls.close(fd)
+            file.close()
             raise
+        return file
 
     def names(self) -> list[str]:
         """Return the names of all files in ascending order."""
@@ -140,7 +142,8 @@ class Directory:
                 _lock(fd, place)
             yield
         finally:
-            calls.close(fd)
+            with _naming("close the lock", place):
+                calls.close(fd)
 
 
 def _lock(fd: int, place: str) -> None:
@@ -205,12 +208,8 @@ class InputFile:
 
     def __init__(self, place: str, fd: int) -> None:
         self.place = place
+        self.n_bytes = 0
         self._fd = fd
-        with _naming("look at", place):
-            status = calls.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptCheckpointError(f"{place} is not a regular file")
-        self.n_bytes = int(status.st_size)
 
     def __enter__(self) -> Self:
         return self
@@ -221,7 +220,16 @@ class InputFile:
     def close(self) -> None:
         """Close the file."""
         fd, self._fd = self._fd, -1
-        calls.close(fd)
+        with _naming("close", self.place):
+            calls.close(fd)
+
+    def measure(self) -> None:
+        """Set `n_bytes`; raise if this is no regular file."""
+        with _naming("look at", self.place):
+            status = calls.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptCheckpointError(f"{self.place} is not a regular file")
+        self.n_bytes = int(status.st_size)
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Return the bytes [offset, offset + n_bytes), which must all be there."""

@@ -163,7 +163,7 @@ class Job:
         self.n_peak_rows = max(self.n_peak_rows, self.tables.n_rows())
         if self.n_done * N_SAMPLES >= (len(self.samples) + 1) * self.reader.n_rows:
             sizes = self.tables.sizes()
-            self.samples.append([self.n_done, sizes.n_live, sizes.n_pending, sizes.nbytes])
+            self.samples.append([self.n_done, sizes.n_live, sizes.n_pending])
 
     def save(self, folder: "str | os.PathLike[str]") -> None:
         """Write a checkpoint from which `resume` continues to the bit; of dynamic tables only."""
@@ -181,7 +181,7 @@ class Job:
             "progress": progress,
             "logits": self.logits[: self.n_done],
             "labels": self.labels[: self.n_done],
-            "samples": np.array(self.samples, np.int64).reshape(-1, 4),
+            "samples": np.array(self.samples, np.int64).reshape(-1, 3),
             **dense,
         }
         self.tables.store.save(folder, extra=extra)

@@ -43,7 +43,7 @@ def _draw_areas(axes: Any, dynamic: Job, static: "Job | None") -> None:
 
 
 def _draw_sizes(axes: Any, dynamic: Job, static: "Job | None") -> None:
-    done, live, pending, _ = np.array(dynamic.samples, np.int64).reshape(-1, 4).T
+    done, live, pending = np.array(dynamic.samples, np.int64).reshape(-1, 3).T
     axes.plot(done / 1e6, live / 1e3, color="C0", lw=2, label="dynamic: rows live")
     if pending.any():
         axes.plot(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+import warnings
 
 import numpy as np
 from reference import ReferenceTable
@@ -148,20 +149,27 @@ class Pair:
     def reload(self):
         """Save the table, and go on with what was loaded; batches and the change log end."""
         with tempfile.TemporaryDirectory() as folder:
-            self.table.save(folder)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self.table.save(folder)
+            rows = self.model.export()
+            is_finite = np.isfinite(rows.values).all() and np.isfinite(rows.slots).all()
+            assert is_finite == (not caught), [str(warning.message) for warning in caught]
             optimizer = self.config["optimizer"]
             has_schedule = optimizer is not None and callable(optimizer.lr)
             loaded = es.Table.load(
                 folder,
+                device=self.table.device,
                 hash_seed=self.config["hash_seed"],
                 on_evict=self.sinks[0],
                 optimizer=optimizer if has_schedule else None,
+                allow_nonfinite=True,
             )
         self.table.close()
         self.table = loaded
-        assert self.table.pinned.tolist() == sorted(self.model.pins)
         self.batches = []
         self.model.reset_changes()
+        assert loaded.pinned.tolist() == sorted(self.model.pins)
 
     # The whole state
 

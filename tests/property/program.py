@@ -214,8 +214,7 @@ class Program:
             self.pair.both("reset_changes")
 
     def reload(self):
-        if hasattr(es.Table, "load"):
-            self.pair.reload()
+        self.pair.reload()
 
 
 def run_program(seed, n_key_ops, **overrides):

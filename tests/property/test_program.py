@@ -26,7 +26,8 @@ def test_random_program(seed):
 
 @pytest.mark.parametrize("seed", [100, 101])
 def test_random_program_of_large_batches(seed, threads):
-    run_program(seed, 80_000, batch_keys=8000, spread=20_000, max_rows=None, eviction=None)
+    free = {"max_rows": None, "eviction": None, "evict_every": None}
+    run_program(seed, 80_000, batch_keys=8000, spread=20_000, **free)
 
 
 @pytest.mark.torture

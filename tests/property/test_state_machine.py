@@ -133,7 +133,6 @@ class TableMachine(RuleBasedStateMachine):
     def reset_changes(self):
         self.pair.both("reset_changes")
 
-    @precondition(lambda self: hasattr(es.Table, "load"))
     @rule()
     def reload(self):
         self.pair.reload()

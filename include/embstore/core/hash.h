@@ -27,9 +27,16 @@ EMB_FN uint64_t name_hash(const char* utf8, uint64_t n_bytes) {  // FNV-1a, fina
   return fixed_hash(h);
 }
 
-struct HashSeed {
+struct HashSeed {  // 128 secret bits, as given
   uint64_t a;
   uint64_t b;
+};
+
+struct HashKeys {  // what keyed_hash works with
+  uint64_t first;
+  uint64_t second;
+  uint64_t first_multiplier;
+  uint64_t second_multiplier;
 };
 
 // Folds the 128-bit product onto itself (the round of wyhash and mum-hash).
@@ -41,16 +48,16 @@ EMB_FN uint64_t multiplier_of(uint64_t x) {
   return odd + 1 < 3 ? 0x9E3779B97F4A7C15ull : odd;
 }
 
-// Words as the user gave them, however plain, to words that look random. Once a table.
-EMB_FN HashSeed stirred(HashSeed seed) {
-  const uint64_t a = fixed_hash(seed.a);
-  return HashSeed{a, fixed_hash(seed.b ^ a)};
+// However plain the seed, the keys look random.
+EMB_FN HashKeys hash_keys(HashSeed seed) {
+  const uint64_t first = fixed_hash(seed.a);
+  const uint64_t second = fixed_hash(seed.b ^ first);
+  return HashKeys{first, second, multiplier_of(second), multiplier_of(fixed_hash(first ^ second))};
 }
 
-// Expects a stirred seed.
-EMB_FN uint64_t keyed_hash(uint64_t key, HashSeed seed) {
-  const uint64_t once = multiply_fold(key ^ seed.a, multiplier_of(seed.b));
-  return multiply_fold(once ^ seed.b, multiplier_of(seed.a ^ 0x9E3779B97F4A7C15ull));
+EMB_FN uint64_t keyed_hash(uint64_t key, const HashKeys& keys) {
+  const uint64_t once = multiply_fold(key ^ keys.first, keys.first_multiplier);
+  return multiply_fold(once ^ keys.second, keys.second_multiplier);
 }
 
 // The bucket of n that a hash falls into: its high part, so that the order of hashes is the order of buckets.

@@ -182,18 +182,22 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
   step = clamped(step);
   remove_victims(room.victims);
   const uint32_t relative_step = relative(step);
-  give_birth(ticket, relative_step);
+  make_rows(ticket, relative_step);
   for (uint64_t u = 0; u < n_unique; ++u) {
+    const float* result = results.data() + u * config_.c.dim;
+    if (ticket.status[u] == ES_INSERTED) store_row(format(), result, rows().values(born_[u]));
+    report.n_inserted += ticket.status[u] == ES_INSERTED;
     report.n_refused += ticket.status[u] == ES_REFUSED;
-    if (!ticket.had_row(u)) continue;
-    const RowTask task = task_of(ticket.cells[u], ticket.distinct.keys[u], results.data() + u * config_.c.dim);
+    if (ticket.status[u] != ES_FOUND) continue;
+    const RowTask task = task_of(ticket.cells[u], ticket.distinct.keys[u], nullptr);
     begin_write(task.control);
-    store_row(format(), task.grad, task.values);
+    store_row(format(), result, task.values);
     end_write(task.control);
     raise_step(task.meta, relative_step);
     log_.note_written(row_of_word(ticket.cells[u].word));
-    ++(ticket.status[u] == ES_FOUND ? report.n_replaced : report.n_inserted);
+    ++report.n_replaced;
   }
+  publish_rows(ticket);
   state_.n_refused += report.n_refused;
   state_.step = std::max(state_.step, step);
   return report;
@@ -225,25 +229,36 @@ inline void Table::import(const int64_t* keys, uint64_t n, const void* values, c
   for (uint32_t& occurrences : ticket.distinct.occurrences) occurrences = 0;
   reserve_for(ticket, room);
   advance_base(latest);
-  const uint64_t n_bytes = value_bytes(format());
-  const uint64_t n_slots = format().n_slots;
+  const ImportArgs args = {values, slots, freq, step};
   Commit commit(*this);
-  give_birth(ticket, 0);
+  make_rows(ticket, 0);
   for (uint64_t u = 0; u < n; ++u) {
-    const RowTask task = task_of(ticket.cells[u], ticket.distinct.keys[u], nullptr);
-    begin_write(task.control);
-    copy_row_shared(task.values, static_cast<const char*>(values) + u * n_bytes, static_cast<uint32_t>(n_bytes));
-    end_write(task.control);
-    if (slots != nullptr)
-      std::memcpy(task.slots, slots + u * n_slots, n_slots * sizeof(float));
-    else
-      for (uint32_t s = 0; s < n_slots; ++s)
-        task.slots[s] = s < birth_context().n_accumulators ? config_.initial_accumulator() : 0.0f;
-    __atomic_store_n(&task.meta->freq, freq != nullptr ? freq[u] : 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&task.meta->step, relative(clamped(step != nullptr ? step[u] : state_.step)), __ATOMIC_RELAXED);
-    log_.note_written(row_of_word(ticket.cells[u].word));
+    const bool is_new = ticket.status[u] == ES_INSERTED;
+    const uint32_t row = is_new ? born_[u] : row_of_word(ticket.cells[u].word);
+    import_row(row, is_new ? nullptr : &ticket.cells[u].bucket->control, u, args);
+    log_.note_written(row);
   }
+  publish_rows(ticket);
   state_.step = latest;
+}
+
+// Row number i of what is imported. A row that readers see is guarded by its bucket's control word.
+inline void Table::import_row(uint32_t row, uint32_t* control, uint64_t i, const ImportArgs& args) {
+  const uint32_t n_bytes = value_bytes(format());
+  const uint64_t n_slots = format().n_slots;
+  if (control != nullptr) begin_write(control);
+  copy_row_shared(rows().values(row), static_cast<const char*>(args.values) + i * n_bytes, n_bytes);
+  if (control != nullptr) end_write(control);
+  float* const slots = rows().slots(row);
+  const BirthContext birth = birth_context();
+  if (args.slots != nullptr && n_slots > 0)
+    std::memcpy(slots, args.slots + i * n_slots, n_slots * sizeof(float));
+  else
+    for (uint32_t s = 0; s < n_slots; ++s) slots[s] = s < birth.n_accumulators ? birth.initial_accumulator : 0.0f;
+  Meta* meta = rows().meta(row);
+  const int64_t step = clamped(args.step != nullptr ? args.step[i] : state_.step);
+  __atomic_store_n(&meta->freq, args.freq != nullptr ? args.freq[i] : 0, __ATOMIC_RELAXED);
+  __atomic_store_n(&meta->step, relative(step), __ATOMIC_RELAXED);
 }
 
 inline void Table::import_candidates(const int64_t* keys, uint64_t n, const uint32_t* counts, const int64_t* epochs) {

@@ -52,14 +52,14 @@ struct View {
 
 class Index {
  public:
-  explicit Index(HashSeed seed) : seed_(stirred(seed)) {
+  explicit Index(HashSeed seed) : hash_keys_(hash_keys(seed)) {
     from_ = allocate(kLeastBuckets);
     view_.from = buckets(from_);
     view_.n_from = kLeastBuckets;
     publish();
   }
 
-  uint64_t hash(uint64_t key) const { return keyed_hash(key, seed_); }
+  uint64_t hash(uint64_t key) const { return keyed_hash(key, hash_keys_); }
   uint64_t layout() const { return layout_; }  // changes whenever a key may have moved
   uint64_t n_cells() const { return (view_.to != nullptr ? view_.n_to : view_.n_from) * kCells; }
   uint64_t n_tombstones() const { return n_tombstones_; }
@@ -129,7 +129,7 @@ class Index {
   void publish();
   static Cell claim(Bucket* bucket, const Bucket* end, uint64_t key, uint32_t word, bool* was_tombstone);
 
-  HashSeed seed_;
+  const HashKeys hash_keys_;
   Region from_;
   Region to_;
   View view_;            // the writer's own copy

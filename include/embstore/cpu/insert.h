@@ -271,6 +271,7 @@ inline void Table::reserve_for(Ticket& ticket, const Room& room) {
   const uint64_t n_more = room.n_rows > room.victims.size() ? room.n_rows - room.victims.size() : 0;
   rows().reserve(n_more);
   tasks_.reset(room.n_rows, config_.c.dim + 4 + format().n_slots);
+  born_.resize(ticket.cells.size());
   log_.reserve(rows().n_ids() + n_more, room.victims.size());
   plan_removal(room.victims, config_.c.collect_evicted != 0);
 }
@@ -281,7 +282,8 @@ inline void Table::commit_insert(Ticket& ticket, const Room& room, int64_t step)
   Commit commit(*this);
   remove_victims(room.victims);
   touch_hits(ticket);
-  give_birth(ticket, relative(step));
+  make_rows(ticket, relative(step));
+  publish_rows(ticket);
   count_pending(ticket);
   state_.step = std::max(state_.step, step);
   ticket.layout = index().layout();
@@ -301,12 +303,11 @@ inline void Table::touch_hits(const Ticket& ticket) {
   }
 }
 
-// Rows are written whole before the index names them.
-inline void Table::give_birth(Ticket& ticket, uint32_t step) {
+// Rows with initial values, which the index does not name yet.
+inline void Table::make_rows(const Ticket& ticket, uint32_t step) {
   const Distinct& d = ticket.distinct;
-  std::vector<Cell>& cells = ticket.cells;
   uint64_t n_born = 0;
-  for (uint64_t u = 0; u < cells.size(); ++u) {
+  for (uint64_t u = 0; u < ticket.cells.size(); ++u) {
     if (ticket.status[u] != ES_INSERTED) continue;
     const uint32_t row = rows().take();
     Meta* meta = rows().meta(row);
@@ -315,23 +316,27 @@ inline void Table::give_birth(Ticket& ticket, uint32_t step) {
     __atomic_store_n(&meta->freq, saturating_add(before_[u], d.occurrences[u]), __ATOMIC_RELAXED);
     tasks_.add(n_born++, RowTask{rows().values(row), rows().slots(row), nullptr, meta, nullptr, d.keys[u]});
     log_.note_written(row);
-    before_[u] = row;  // its count has been used
+    born_[u] = row;
   }
   run_births(kernels_, birth_context(), tasks_);
-  for (uint64_t u = 0; u < cells.size(); ++u)
-    if (ticket.status[u] == ES_INSERTED) publish_row(ticket, u, before_[u]);
 }
 
-inline void Table::publish_row(Ticket& ticket, uint64_t unique, uint32_t row) {
-  Cell& cell = ticket.cells[unique];
-  ++state_.n_inserted;
-  if (cell.bucket == nullptr) {
-    cell = index().insert(ticket.distinct.keys[unique], ticket.distinct.hashes[unique], word_of_row(row));
-    return;
+// From here on readers may see the rows: they are whole.
+inline void Table::publish_rows(Ticket& ticket) {
+  const Distinct& d = ticket.distinct;
+  for (uint64_t u = 0; u < ticket.cells.size(); ++u) {
+    if (ticket.status[u] != ES_INSERTED) continue;
+    Cell& cell = ticket.cells[u];
+    const uint32_t word = word_of_row(born_[u]);
+    ++state_.n_inserted;
+    if (cell.bucket == nullptr) {
+      cell = index().insert(d.keys[u], d.hashes[u], word);
+    } else {
+      cell.word = word;  // it was a candidate
+      index().set_word(cell, word);
+      --n_candidates_;
+    }
   }
-  cell.word = word_of_row(row);  // it was a candidate
-  index().set_word(cell, cell.word);
-  --n_candidates_;
 }
 
 inline void Table::count_pending(Ticket& ticket) {

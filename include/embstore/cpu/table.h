@@ -34,6 +34,13 @@ struct InsertArgs {
   Dtype row_dtype;
 };
 
+struct ImportArgs {  // slots, freq and step may be null
+  const void* values;
+  const float* slots;
+  const uint32_t* freq;
+  const int64_t* step;
+};
+
 class Table {
  public:
   Table(const es_config& config, const Kernels& kernels);
@@ -137,8 +144,8 @@ class Table {
   void reserve_for(Ticket& ticket, const Room& room);
   void commit_insert(Ticket& ticket, const Room& room, int64_t step);
   void touch_hits(const Ticket& ticket);
-  void give_birth(Ticket& ticket, uint32_t step);
-  void publish_row(Ticket& ticket, uint64_t unique, uint32_t row);
+  void make_rows(const Ticket& ticket, uint32_t step);
+  void publish_rows(Ticket& ticket);
   void count_pending(Ticket& ticket);
   void gather(const Ticket& ticket, void* out, Dtype row_dtype) const;
 
@@ -151,6 +158,7 @@ class Table {
   es_apply_report apply_locked(Ticket& ticket, const float* grads, int64_t step, double lr);
   void list_updates(const Ticket& ticket, const std::vector<uint32_t>& wanted);
   void note_train_step(int64_t step);
+  void import_row(uint32_t row, uint32_t* control, uint64_t i, const ImportArgs& args);
   void assigned_values(Ticket& ticket, const float* values, es_assign_mode mode, std::vector<float>* out);
   RowTask task_of(const Cell& cell, uint64_t key, const float* grad);
 
@@ -187,6 +195,7 @@ class Table {
   GradientSums sums_;
   TaskLists tasks_;
   std::vector<uint32_t> before_;    // (n_unique,) occurrences counted before this batch
+  std::vector<uint32_t> born_;      // (n_unique,) the row id of a key that is being inserted
   std::vector<BloomPlace> places_;  // (n_unique,) where bloom admission needs them
 };
 
@@ -254,7 +263,7 @@ inline uint64_t Table::find(const int64_t* keys, uint64_t n, void* rows, Dtype r
 inline void Table::clear() {
   Writer writer(*this);
   auto fresh = std::make_unique<Storage>(HashSeed{config_.c.hash_seed[0], config_.c.hash_seed[1]}, config_.format);
-  const uint64_t n_bytes = own_bytes();
+  const uint64_t n_bytes = rows().bytes_after(0) + index().bytes();
   graveyard_.reserve_one();
   log_.reserve(0, rows().n_live());
   std::shared_ptr<Storage> old(std::move(storage_));
