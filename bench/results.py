@@ -1,12 +1,14 @@
 """Results on disk: one JSON file for each concept and run, its schema, and reading it back."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bench.stats import Target, summarize, verdict
 
 SCHEMA = 1
+NUMBERS = re.compile(r"\[[\d\s,]+\]")  # a list of samples, which stays on one line
 FOLDER = Path(__file__).resolve().parent / "results"
 
 
@@ -141,7 +143,8 @@ def write(run, folder=FOLDER):
     name = f"{run.concept}-{run.date}-{run.machine.get('id', 'unknown')}"
     name += f"-{run.label}" if run.label else ""
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(to_json(run), indent=1) + "\n")
+    text = json.dumps(to_json(run), indent=1)
+    path.write_text(NUMBERS.sub(lambda found: "".join(found.group().split()), text) + "\n")
     return path
 
 

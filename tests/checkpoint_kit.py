@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from reference.hashing import partition_of
 
+import embstore
 from embstore import checkpoint
 from embstore.checkpoint import fsio, layout
 from embstore.checkpoint.blocks import BlockWriter
@@ -29,6 +31,12 @@ STATE = {
     **dict.fromkeys(("n_grads_dropped", "n_grads_stale", "n_nonfinite"), 2),
     **dict.fromkeys(("n_steps_clamped", "n_bloom_added"), 3),
 }
+
+
+def environment():
+    """Return the environment of a process that imports what these tests do."""
+    folders = [Path(__file__).parent, Path(embstore.__file__).parent.parent]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
 def in_order(keys):
@@ -105,8 +113,9 @@ def memory_table(n=20, n_pending=5, dim=2, dtype="float32", slots=None, bloom_bl
 class Sink:
     """Takes what a checkpoint restores."""
 
-    def __init__(self):
+    def __init__(self, bloom_bytes=0):
         self.rows, self.candidates, self.bloom = [], [], {}
+        self.bloom_bytes = bloom_bytes
         self.states, self.n_reserved, self.is_reset = [], None, False
 
     def reserve(self, n_rows):
@@ -118,6 +127,9 @@ class Sink:
 
     def import_candidates(self, found):
         self.candidates.append(Candidates(found.keys, found.counts, found.epochs))
+
+    def bloom_read(self, partition):
+        return np.empty(self.bloom_bytes, np.uint8)
 
     def bloom_write(self, partition, data):
         self.bloom[partition] = data
@@ -157,7 +169,7 @@ def content_of(path, names=None, allow_nonfinite=False):
     found = {}
     with checkpoint.load_tables(path, names) as loaded:
         for name, table in loaded.tables.items():
-            sink = Sink()
+            sink = Sink(table.bloom_bytes)
             table.restore(sink, allow_nonfinite)
             assert sink.is_reset
             assert sink.n_reserved == table.n_rows == sum(map(len, sink.rows))
@@ -197,6 +209,12 @@ def forge_manifest(path, change):
     document = read_manifest(path)
     change(document)
     write_manifest(path, document)
+
+
+def first_file(path, kind="rows"):
+    """Return the path of the first file of a kind."""
+    names = [f["name"] for f in read_manifest(path)["files"] if f["kind"] == kind]
+    return Path(path) / names[0]
 
 
 def columns_of(table, kind):

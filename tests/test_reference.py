@@ -64,7 +64,7 @@ def test_an_update_rounds_after_each_operation():
     table = ReferenceTable(1000, optimizer=es.SGD(0.1), initializer=es.Constant(0.0))
     table.assign(np.array([1]), w)
     table.apply_gradients(np.array([1]), g, step=0)
-    fused = (w.astype(np.longdouble) - np.longdouble(F(0.1)) * g).astype(F)
+    fused = (w.astype(np.longdouble) - F(0.1) * g.astype(np.longdouble)).astype(F)
     expected = [F(a - F(F(0.1) * b)) for a, b in zip(w[0], g[0], strict=True)]
     assert table.find(np.array([1]))[0][0].tolist() == [float(x) for x in expected]
     assert (fused[0] != np.array(expected)).sum() > 50

@@ -112,8 +112,9 @@ def _read(table: LoadedTable, loaded: LoadedCheckpoint) -> None:
     """Read everything of a table, rows and candidates side by side."""
     pairs = zip(_by_partition(table.rows()), _by_partition(table.candidates()), strict=True)
     for live, pending in pairs:
-        both = np.intersect1d(live, pending, assume_unique=True)
-        if len(both):
+        is_both = len(live) and len(pending) and np.isin(pending, live, assume_unique=True)
+        if np.any(is_both):
+            both = pending[is_both]
             raise CorruptCheckpointError(
                 f"{loaded.path}: table {table.name!r}: key {both[0]} has a row and is a candidate"
             )
@@ -125,15 +126,16 @@ def _by_partition(
     blocks: Iterable[RowBlock] | Iterable[CandidateBlock],
 ) -> Iterator[NDArray[np.int64]]:
     """Yield the keys of each partition, from blocks in the order of files."""
-    held: list[NDArray[np.int64]] = []
+    none = np.empty(0, np.int64)
+    held = [none]
     at = 0
     for block in blocks:
         ends = np.searchsorted(partition_of(block.keys), np.arange(N_PARTITIONS), side="right")
         begin = 0
         while at < N_PARTITIONS - 1 and ends[at] < len(block.keys):
             yield np.concatenate([*held, block.keys[begin : ends[at]]])
-            held, begin, at = [], int(ends[at]), at + 1
+            held, begin, at = [none], int(ends[at]), at + 1
         held.append(block.keys[begin:].copy())  # a view would keep the whole block
     while at < N_PARTITIONS:
-        yield np.concatenate([*held, np.empty(0, np.int64)])
-        held, at = [], at + 1
+        yield np.concatenate(held) if len(held) > 1 else none
+        held, at = [none], at + 1

@@ -134,15 +134,19 @@ def check_header(data: bytes, columns: Columns) -> None:
     """Raise LayoutError unless `data` is the header of a file of `columns`."""
     if data[: len(MAGIC)] != MAGIC:
         raise LayoutError("the header does not begin with ARROW1")
+    expected = arrow_schema(columns)
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(data[len(MAGIC) :]))
+        is_expected = schema.equals(expected, check_metadata=True)
+        found = _shown(schema)
     except (pa.ArrowException, OSError, ValueError, KeyError, NotImplementedError) as error:
         raise LayoutError(f"the schema cannot be read: {error}") from None
-    expected = arrow_schema(columns)
-    if not schema.equals(expected, check_metadata=True):
-        found = ", ".join(f"{field.name}: {field.type}" for field in schema)
-        wanted = ", ".join(f"{field.name}: {field.type}" for field in expected)
-        raise LayoutError(f"the columns are ({found}); expected ({wanted})")
+    if not is_expected:
+        raise LayoutError(f"the columns are ({found}); expected ({_shown(expected)})")
+
+
+def _shown(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
 def decode_block(data: bytes, n_rows: int, columns: Columns) -> list[NDArray[Any]]:

@@ -148,6 +148,10 @@ class TableSink(Protocol):
         """Create the candidates of a `CandidateBlock`."""
         ...
 
+    def bloom_read(self, partition: int) -> NDArray[np.uint8]:
+        """Return a sub-filter; empty without a filter."""
+        ...
+
     def bloom_write(self, partition: int, data: NDArray[np.uint8]) -> None:
         """Replace a sub-filter."""
         ...

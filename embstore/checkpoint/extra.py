@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from embstore.checkpoint.fields import EXTRA_DTYPES
 from embstore.checkpoint.manifest import ArrayEntry
-from embstore.errors import ArgumentTypeError
+from embstore.errors import ArgumentTypeError, InternalError
 
 MAX_DEPTH = 100
 
@@ -106,7 +106,10 @@ def array_of(entry: ArrayEntry, data: NDArray[np.uint8]) -> NDArray[Any]:
 def rechunk(
     blocks: Iterator[NDArray[np.uint8]], sizes: Iterable[int]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield fresh arrays of these sizes, one after another from the bytes of `blocks`."""
+    """Yield fresh arrays of these sizes, one after another from the bytes of `blocks`, all of them.
+
+    `blocks` is read to its end, since that is where it checks the end of its file.
+    """
     held = np.empty(0, np.uint8)
     for size in sizes:
         chunk = np.empty(size, np.uint8)
@@ -118,3 +121,5 @@ def rechunk(
             chunk[at : at + n] = held[:n]
             held, at = held[n:], at + n
         yield chunk
+    if len(held) or next(blocks, None) is not None:
+        raise InternalError("the manifest's sums were not checked")

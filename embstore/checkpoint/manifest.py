@@ -230,7 +230,7 @@ def _check_version(document: object, place: str) -> None:
             f"reads version {VERSION}"
         )
     features = fields.array(top, "required_features")
-    unknown = [feature for feature in features if feature not in FEATURES]
+    unknown = [name for name in features if not isinstance(name, str) or name not in FEATURES]
     if unknown:
         raise CheckpointMismatchError(
             f"{place} requires features that this embstore does not know: {unknown}"

@@ -148,6 +148,8 @@ class LoadedTable:
     dim, dtype, slots
         What rows look like.
     n_rows, n_candidates : int
+    bloom_bytes : int
+        Of each sub-filter; 0 without a filter.
     pins : (n,) int64
         The pinned keys in ascending order.
     """
@@ -164,6 +166,7 @@ class LoadedTable:
         self.slots = self._entry.slots
         self.n_rows = files.manifest.n_rows(index, "rows")
         self.n_candidates = files.manifest.n_rows(index, "candidates")
+        self.bloom_bytes = self._entry.bloom_blocks * BLOOM_BLOCK_BYTES
         self.pins = self._read_pins()
 
     def check_fits(self, dim: int, dtype: str, slots: Slots, on_what: str) -> None:
@@ -221,11 +224,10 @@ class LoadedTable:
 
     def bloom(self) -> Iterator[NDArray[np.uint8]]:
         """Yield the 256 sub-filters; nothing without a filter."""
-        n_bytes = self._entry.bloom_blocks * BLOOM_BLOCK_BYTES
         files = self._files.manifest.files_of(self._index, "bloom")
         blocks = self._files.bytes_of(files, self._entry.columns("bloom"))
-        if n_bytes:
-            yield from extras.rechunk(blocks, [n_bytes] * N_PARTITIONS)
+        if self.bloom_bytes:
+            yield from extras.rechunk(blocks, [self.bloom_bytes] * N_PARTITIONS)
 
     def restore(self, sink: TableSink, allow_nonfinite: bool = False) -> None:
         """Put everything but the pins into an empty table; after an error, drop that table.
@@ -235,15 +237,25 @@ class LoadedTable:
         CorruptCheckpointError
             If a byte is not what was saved.
         CheckpointMismatchError
-            If rows have NaN or infinity, and that is not allowed.
+            If rows have NaN or infinity, and that is not allowed, or if the table's filter has
+            another size.
         """
         self.check_finite(allow_nonfinite)
+        self._check_filter(len(sink.bloom_read(0)))
+        try:
+            self._fill(sink)
+        except ArgumentError as error:
+            raise CorruptCheckpointError(
+                f"{self._files.directory.path}: table {self.name!r}: {error}"
+            ) from error
+
+    def _fill(self, sink: TableSink) -> None:
         sink.reserve(self.n_rows)
-        sink.set_state(dict(self.state))
+        sink.set_state(dict(self.state))  # for step_base; importing rows changes the rest
         for rows in self.rows():
             sink.import_rows(rows)
         for candidates in self.candidates():
-            self._import_candidates(sink, candidates)
+            sink.import_candidates(candidates)
         for partition, data in enumerate(self.bloom()):
             sink.bloom_write(partition, data)
         sink.set_state(dict(self.state))
@@ -259,13 +271,14 @@ class LoadedTable:
                 f"or infinity, as they had when they were saved; load with allow_nonfinite=True"
             )
 
-    def _import_candidates(self, sink: TableSink, candidates: CandidateBlock) -> None:
-        try:
-            sink.import_candidates(candidates)
-        except ArgumentError as error:
-            raise CorruptCheckpointError(
-                f"{self._files.directory.path}: table {self.name!r}: {error}"
-            ) from None
+    def _check_filter(self, n_bytes: int) -> None:
+        """Raise CheckpointMismatchError unless sub-filters of the table to fill have our size."""
+        if self.bloom_bytes != n_bytes:
+            raise CheckpointMismatchError(
+                f"{self._files.directory.path}: table {self.name!r} was saved with bloom "
+                f"sub-filters of {self.bloom_bytes} bytes; its admission policy makes them of "
+                f"{n_bytes} bytes"
+            )
 
 
 def _row_block(arrays: Arrays) -> RowBlock:

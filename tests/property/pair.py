@@ -154,7 +154,8 @@ class Pair:
                 self.table.save(folder)
             rows = self.model.export()
             is_finite = np.isfinite(rows.values).all() and np.isfinite(rows.slots).all()
-            assert is_finite == (not caught), [str(warning.message) for warning in caught]
+            if self.config["on_nonfinite"] != "allow":
+                assert is_finite == (not caught), [str(warning.message) for warning in caught]
             optimizer = self.config["optimizer"]
             has_schedule = optimizer is not None and callable(optimizer.lr)
             loaded = es.Table.load(

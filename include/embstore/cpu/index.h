@@ -155,22 +155,42 @@ struct SharedHit {
   uint32_t version;
 };
 
+// Which cells of a bucket hold the key's bits, and which were never used; a bit each. No branch depends on the data.
+struct CellMasks {
+  uint32_t matching;
+  uint32_t empty;
+};
+
+EMB_FN CellMasks cell_masks(const Bucket* bucket, uint64_t key) {
+  CellMasks masks = {0, 0};
+  for (uint32_t i = 0; i < kCells; ++i) {
+    masks.matching |= static_cast<uint32_t>(load_shared(&bucket->key[i]) == key) << i;
+    masks.empty |= static_cast<uint32_t>(load_shared(&bucket->word[i]) == kWordEmpty) << i;
+  }
+  return masks;
+}
+
+// The slot among `matching` whose cell is in use (a cell that is not may hold the key's bits); kCells if there is none.
+EMB_FN uint32_t slot_in_use(const Bucket* bucket, uint32_t matching) {
+  for (; matching != 0; matching &= matching - 1) {
+    const uint32_t slot = static_cast<uint32_t>(__builtin_ctz(matching));
+    if (load_shared(&bucket->word[slot]) >= kWordFirstRow) return slot;
+  }
+  return kCells;
+}
+
 // Finds a key while a writer may work. With `is_strict` each bucket passed is read whole; without, the caller checks
 // afterwards that nothing was written meanwhile.
 template <bool is_strict>
 EMB_FN SharedHit probe_shared(const Bucket* bucket, uint64_t key) {
   for (;;) {
     const uint32_t version = begin_read(&bucket->control);
-    bool has_empty = false;
-    SharedHit hit = {nullptr, kWordEmpty, version};
-    for (uint32_t i = 0; i < kCells; ++i) {
-      const uint64_t cell_key = load_shared(&bucket->key[i]);
-      const uint32_t word = load_shared(&bucket->word[i]);
-      has_empty |= word == kWordEmpty;
-      if (cell_key == key && word >= kWordFirstRow) hit = {bucket, word, version};
-    }
+    const CellMasks masks = cell_masks(bucket, key);
+    const uint32_t slot = slot_in_use(bucket, masks.matching);
+    const uint32_t word = slot < kCells ? load_shared(&bucket->word[slot]) : kWordEmpty;
     if (is_strict && !is_unchanged(&bucket->control, version)) continue;
-    if (hit.bucket != nullptr || has_empty) return hit;
+    if (slot < kCells) return SharedHit{bucket, word, version};
+    if (masks.empty != 0) return SharedHit{nullptr, kWordEmpty, version};
     ++bucket;
   }
 }
@@ -203,13 +223,10 @@ inline void Index::publish() {
 
 inline Cell Index::find(uint64_t key, uint64_t hash) const {
   for (Bucket* bucket = view_.home(hash);; ++bucket) {
-    bool has_empty = false;
-    for (uint32_t i = 0; i < kCells; ++i) {
-      const uint32_t word = bucket->word[i];
-      if (bucket->key[i] == key && word >= kWordFirstRow) return Cell{bucket, i, word};
-      has_empty |= word == kWordEmpty;
-    }
-    if (has_empty) return Cell{};
+    const CellMasks masks = cell_masks(bucket, key);
+    const uint32_t slot = slot_in_use(bucket, masks.matching);
+    if (slot < kCells) return Cell{bucket, slot, bucket->word[slot]};
+    if (masks.empty != 0) return Cell{};
   }
 }
 

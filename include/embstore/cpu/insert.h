@@ -164,15 +164,16 @@ inline Table::Room Table::count_needs(const Ticket& ticket) const {
   return room;
 }
 
-// Bytes held without row memory and index.
-inline uint64_t Table::own_bytes() const {
-  return bloom_.bytes() + log_.bytes() + graveyard_.bytes() + sizeof(Table) + dedup_.bytes() + sums_.bytes() +
-         tasks_.bytes() + export_order_.bytes();
+// Bytes held beside row memory and index, without the scratch of calls.
+inline uint64_t Table::own_bytes() const { return bloom_.bytes() + log_.bytes() + graveyard_.bytes() + sizeof(Table); }
+
+inline uint64_t Table::scratch_bytes() const {
+  return dedup_.bytes() + sums_.bytes() + tasks_.bytes() + export_order_.bytes();
 }
 
 inline uint64_t Table::bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_victims) const {
   const uint64_t n_more_rows = n_rows > n_victims ? n_rows - n_victims : 0;
-  return own_bytes() + storage_->rows.bytes_after(n_more_rows) + storage_->index.bytes() +
+  return own_bytes() + storage_->rows.bytes_after(n_more_rows, n_victims) + storage_->index.bytes() +
          storage_->index.growth_bytes(n_cells);
 }
 

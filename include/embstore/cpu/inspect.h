@@ -20,7 +20,7 @@ inline es_stats Table::stats() {
   s.nbytes_values = rows().value_bytes_held();
   s.nbytes_slots = rows().slot_bytes_held();
   s.nbytes_bloom = bloom_.bytes();
-  s.nbytes_other = own_bytes() - bloom_.bytes();
+  s.nbytes_other = own_bytes() - bloom_.bytes() + scratch_bytes();
   const uint64_t n_bits = config_.bloom_bytes() * 8;
   s.bloom_cells = n_bits == 0 ? 0 : n_bits / config_.bloom.cell_bits;
   const uint64_t* words = reinterpret_cast<const uint64_t*>(bloom_.data());

@@ -136,6 +136,7 @@ class Table {
   uint64_t fitting_prefix(const Ticket& ticket, uint64_t n_victims) const;
   uint64_t bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_victims) const;
   uint64_t own_bytes() const;
+  uint64_t scratch_bytes() const;
   bool needs_cell(const Ticket& ticket, uint64_t unique) const;
   void refuse_rows_beyond(Ticket& ticket, uint64_t limit);
   void refuse_from(Ticket& ticket, uint64_t first);
