@@ -2,7 +2,7 @@
 
 Each row of the matrix is a fresh virtual environment: `pip install .`, `pip install -e .`, the
 wheel or the sdist, with the oldest or the newest numpy. What was installed must find its headers,
-apply a gradient and answer `embstore --help`. Pythons that are not there are reported as skipped.
+train, save and load a table, and answer `embstore --help`. A Python that is not there is reported.
 """
 
 import glob
@@ -25,13 +25,15 @@ OLDEST = {
     "3.13": ["numpy==1.26.4", "pyarrow==18.0.0"],
 }
 CHECK = """
-import os, embstore
+import os, embstore, embstore.data
 config = embstore.show_config(quiet=True)
 assert os.path.isfile(os.path.join(config["include"], "embstore", "embstore.h")), config
 table = embstore.Table(dim=4, optimizer=embstore.SGD(lr=1.0))
 batch = table.find_or_insert([1, 2, 1], step=0)
 table.apply_gradients(batch, batch.rows * 0 + 1, step=1)
-assert len(table) == 2, len(table)
+table.save("checkpoint")
+saved = embstore.Table.load("checkpoint")
+assert (saved.find([1, 2, 3]) == table.find([1, 2, 3])).all() and len(saved) == 2
 print(config["python"], "numpy", config["numpy"], config["cpu_path"])
 """
 

@@ -1,5 +1,6 @@
 """What the tests of checkpoints share: tables in memory, forged checkpoints, content to compare."""
 
+import gc
 import hashlib
 import json
 import os
@@ -184,6 +185,12 @@ def content_of(path, names=None, allow_nonfinite=False):
                 "shape": (table.dim, table.dtype, table.slots),
             }
     return found
+
+
+def n_open_files():
+    """Return how many files this process has open."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
 
 
 def files_of(path):

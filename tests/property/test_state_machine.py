@@ -1,7 +1,6 @@
 """The oracle's main use: random programs of all verbs, compared bit for bit after every call."""
 
 import numpy as np
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from property.configs import config_of
@@ -148,4 +147,3 @@ class TableMachine(RuleBasedStateMachine):
 
 
 TestTableMachine = TableMachine.TestCase
-TestTableMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -13,37 +13,18 @@ from embstore.policies import BloomAdmission, CapacityEviction, FrequencyEvictio
 
 from . import floats, hashing, optimizers, pooling
 from .admission import Bloom, Counter, admission_state
-from .eviction import first_of, is_evictable, is_selective, leaves
+from .batches import UINT32_MAX, count_occurrences, deduplicate, last_occurrence, saturate
+from .eviction import first_of
 from .initial import initial_values
-from .records import ApplyReport, AssignReport, Batch, EvictReport, PooledBatch, State
+from .records import ApplyReport, AssignReport, Batch, PooledBatch, State
 from .rows import ChangeLog, RowStore
+from .upkeep import Upkeep
 
 FOUND, INSERTED, PENDING, REFUSED = range(4)
-UINT32_MAX = 2**32 - 1
-INT64_MAX = 2**63 - 1
-BASE_SPAN = 2**32
-BASE_KEPT = 2**31
 quiet = np.errstate(all="ignore")
 
 
-def deduplicate(keys):
-    """Return unique keys in order of first occurrence, and the inverse."""
-    unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    return unique[order], rank[inverse.reshape(-1)]
-
-
-def saturate(x):
-    return np.minimum(x, UINT32_MAX).astype(np.uint32)
-
-
-def next_time(step, period):
-    return min((step // period + 1) * period, INT64_MAX)
-
-
-class ReferenceTable:
+class ReferenceTable(Upkeep):
     """A table with the arguments and verbs of es.Table; simple, and checked for nothing."""
 
     def __init__(
@@ -97,42 +78,6 @@ class ReferenceTable:
     def __len__(self):
         return len(self.store)
 
-    # Steps and periodic maintenance
-
-    def _advance_base(self, step):
-        """Advance step_base if `step` is far ahead of it; older rows take it as their step."""
-        state = self.state
-        if step - state.step_base >= BASE_SPAN:
-            state.step_base = step - BASE_KEPT
-            at = self.store.live()
-            old = at[self.store.step[at] < state.step_base]
-            self.store.step[old] = state.step_base
-            self.log.note_written(self.store.keys[old])
-            state.n_steps_clamped += len(old)
-
-    def _enter(self, step):
-        """Advance step_base if need be, and return the step to use."""
-        self._advance_base(step)
-        if step < self.state.step_base:
-            self.state.n_steps_clamped += 1
-        return max(step, self.state.step_base)
-
-    def _maintain(self, step):
-        state = self.state
-        if isinstance(self.admission, Counter):
-            state.n_candidates_expired += self.admission.expire(step)
-        if self.bloom_halve_every and step >= state.next_bloom_halve:
-            self.admission.halve()
-            state.next_bloom_halve = next_time(step, self.bloom_halve_every)
-        if self.freq_halve_every and step >= state.next_freq_halve:
-            self.store.freq >>= np.uint32(1)
-            self.log.note_written(self.store.keys[self.store.live()])
-            state.next_freq_halve = next_time(step, self.freq_halve_every)
-        if self.evict_every and step >= state.next_evict:
-            selected = self._selected(self.eviction, step, self.pins)
-            self._remove_evicted(selected)
-            state.next_evict = next_time(step, self.evict_every)
-
     # Births and room
 
     def _initial(self, keys):
@@ -165,20 +110,6 @@ class ReferenceTable:
             at = at[~np.isin(self.store.keys[at], [*self.pins, *keys.tolist()])]
             self._remove_evicted(at[: max(0, len(self) - remain)])
         return min(n_new, self.max_rows - len(self))
-
-    def _remove(self, at):
-        self.log.note_removed(self.store.keys[at])
-        self.store.remove(at)
-
-    def _remove_evicted(self, at):
-        """Remove rows and return them by key."""
-        at = at[np.argsort(self.store.keys[at])]
-        rows = self.store.rows(at)
-        self._remove(at)
-        self.state.n_evicted += len(at)
-        if self.on_evict and len(at):
-            self.on_evict(rows)
-        return rows
 
     # Reading
 
@@ -225,9 +156,7 @@ class ReferenceTable:
         step = self._enter(step)
         self._maintain(step)
         unique, inverse = deduplicate(keys)
-        occurrences = np.zeros(len(unique), np.int64)
-        np.add.at(occurrences, inverse, 1 if counts is None else counts.astype(np.int64))
-        occurrences = np.minimum(occurrences, UINT32_MAX)
+        occurrences = count_occurrences(inverse, len(unique), counts)
         status = np.where(self.store.find(unique) >= 0, FOUND, PENDING).astype(np.uint8)
         others = np.flatnonzero(status != FOUND)
         before = self.admission.counts_before(unique[others])
@@ -329,47 +258,6 @@ class ReferenceTable:
         out, divisor = pooling.pool(rows, offsets, mode, weights)
         return out if batch is None else PooledBatch(out, batch, offsets, weights, divisor)
 
-    # Eviction
-
-    def _selected(self, policy, step, pins):
-        store, at = self.store, self.store.live()
-        age = np.maximum(0, step - store.step[at])
-        chosen = is_evictable(policy, age, store.freq[at], store.values[at])
-        return at[chosen & ~np.isin(store.keys[at], list(pins))]
-
-    @quiet
-    def evict(
-        self,
-        where=None,
-        step=None,
-        max_rows=None,
-        keep_at_least=0,
-        pins=None,
-        dry_run=False,
-        return_rows=False,
-    ):
-        if where is None and not any(is_selective(leaf) for leaf in leaves(self.eviction)):
-            raise ArgumentError("no policy that selects rows")
-        step = self.state.step if step is None else max(step, self.state.step_base)
-        pins = self.pins | set(() if pins is None else pins.tolist())
-        n_live, store = len(self), self.store
-        at = self._selected(self.eviction if where is None else where, step, pins)
-        n_selected = len(at)
-        bound = max(0, n_live - keep_at_least)
-        bound = bound if max_rows is None else min(bound, max_rows)
-        at = at[np.lexsort((store.keys[at], store.step[at]))][:bound]
-        n_evicted = 0 if dry_run else len(at)
-        rows = store.rows(at[np.argsort(store.keys[at])]) if dry_run else self._remove_evicted(at)
-        if not dry_run:
-            self.state.step = max(self.state.step, step)
-        return EvictReport(n_live, n_selected, n_evicted, True, rows if return_rows else None)
-
-    def pin(self, keys):
-        self.pins.update(keys.tolist())
-
-    def unpin(self, keys):
-        self.pins.difference_update(keys.tolist())
-
     # Other writes
 
     @quiet
@@ -397,9 +285,7 @@ class ReferenceTable:
     def _assigned(self, unique, inverse, at, values, mode):
         """Return the values that the unique keys are to have, before rounding."""
         if mode == "replace":
-            last = np.zeros(len(unique), np.int64)
-            np.maximum.at(last, inverse, np.arange(len(inverse)))
-            return values[last]
+            return values[last_occurrence(inverse, len(unique))]
         old = self._initial(unique)
         old[at >= 0] = self.store.values[at[at >= 0]]
         return old + floats.sum_duplicates(values, inverse, len(unique))

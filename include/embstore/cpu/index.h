@@ -84,10 +84,15 @@ class Index {
   void continue_move();
   void finish_move() {
     while (view_.to != nullptr) move_homes(view_.n_from);
+    graveyard_.collect();
   }
   void prefault() { prefault_pages(from_.data(), from_.bytes()); }
-  // Bytes at the peak of ensure(n_new), beyond what is held now.
-  uint64_t growth_bytes(uint64_t n_new) const { return has_room(n_new) ? 0 : bytes_of(target_buckets(n_new)); }
+  // Bytes beyond those held now that n_new more keys may take at the peak of the next move. There is always a next one:
+  // tombstones make even an index that does not grow move now and then.
+  uint64_t growth_bytes(uint64_t n_new) const {
+    const bool is_moving = view_.to != nullptr;
+    return is_moving && has_room(n_new) ? 0 : bytes_of(target_buckets(n_new));
+  }
   // Bytes with n_keys in: the least that may be (just before growth), and right after growth.
   static uint64_t resting_bytes(uint64_t n_keys) { return bytes_of(buckets_at_load(n_keys, 7)); }
   static uint64_t grown_bytes(uint64_t n_keys) { return bytes_of(buckets_at_load(n_keys, 5)); }

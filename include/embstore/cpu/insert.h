@@ -173,7 +173,7 @@ inline uint64_t Table::scratch_bytes() const {
 
 inline uint64_t Table::bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_victims) const {
   const uint64_t n_more_rows = n_rows > n_victims ? n_rows - n_victims : 0;
-  return own_bytes() + storage_->rows.bytes_after(n_more_rows, n_victims) + storage_->index.bytes() +
+  return own_bytes() + storage_->rows.bytes_after(n_more_rows) + storage_->index.bytes() +
          storage_->index.growth_bytes(n_cells);
 }
 
@@ -201,9 +201,13 @@ inline uint64_t Table::fitting_prefix(const Ticket& ticket, uint64_t n_victims) 
 }
 
 // The most live rows there may be, by max_rows and by what of this batch fits into max_bytes.
-inline uint64_t Table::row_limit(const Ticket& ticket) const {
+inline uint64_t Table::row_limit(const Ticket& ticket) {
   uint64_t limit = config_.c.max_rows != 0 ? config_.c.max_rows : UINT64_MAX;
-  const uint64_t prefix = fitting_prefix(ticket, 0);
+  uint64_t prefix = fitting_prefix(ticket, 0);
+  if (prefix < ticket.status.size()) {
+    index().finish_move();  // gives the old index back
+    prefix = fitting_prefix(ticket, 0);
+  }
   if (prefix < ticket.status.size()) {
     uint64_t n_rows = 0;
     for (uint64_t u = 0; u < prefix; ++u) n_rows += ticket.status[u] == ES_INSERTED;

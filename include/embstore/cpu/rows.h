@@ -75,11 +75,11 @@ class Rows {
   uint64_t slot_bytes_held() const { return slots_ ? slots_->bytes() : 0; }
   uint64_t meta_bytes_held() const { return meta_.bytes() + live_.capacity() * 8 + free_.size() * 4; }
 
-  // Bytes held once n_new more rows are in and n_freed ids are free.
-  uint64_t bytes_after(uint64_t n_new, uint64_t n_freed = 0) const {
+  // Bytes held at most once n_new more rows are in, or were in: the list of free ids may come to name them all.
+  uint64_t bytes_after(uint64_t n_new) const {
     const uint64_t n = ids_after(n_new);
     return values_.bytes_for(n) + (slots_ ? slots_->bytes_for(n) : 0) + meta_.bytes_for(n) +
-           std::max<uint64_t>(live_.capacity() * 8, n * 3 / 16) + (free_.size() + n_freed) * 4;
+           std::max<uint64_t>(live_.capacity() * 8, n * 3 / 16) + n * 4;
   }
 
   // Calls visit(row, meta) for each live row with an id in [first, end).

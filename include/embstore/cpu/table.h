@@ -132,7 +132,7 @@ class Table {
   void decide(Ticket& ticket, bool admit_always);
   uint32_t count_before(const Ticket& ticket, uint64_t unique) const;
   Room make_room(Ticket& ticket);
-  uint64_t row_limit(const Ticket& ticket) const;
+  uint64_t row_limit(const Ticket& ticket);
   uint64_t fitting_prefix(const Ticket& ticket, uint64_t n_victims) const;
   uint64_t bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_victims) const;
   uint64_t own_bytes() const;
