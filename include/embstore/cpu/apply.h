@@ -183,6 +183,7 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
   remove_victims(room.victims);
   const uint32_t relative_step = relative(step);
   make_rows(ticket, relative_step);
+  run_births(kernels_, birth_context(), tasks_);
   for (uint64_t u = 0; u < n_unique; ++u) {
     const float* result = results.data() + u * config_.c.dim;
     if (ticket.status[u] == ES_INSERTED) store_row(format(), result, rows().values(born_[u]));

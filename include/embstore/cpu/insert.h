@@ -288,6 +288,7 @@ inline void Table::commit_insert(Ticket& ticket, const Room& room, int64_t step)
   remove_victims(room.victims);
   touch_hits(ticket);
   make_rows(ticket, relative(step));
+  run_births(kernels_, birth_context(), tasks_);
   publish_rows(ticket);
   count_pending(ticket);
   state_.step = std::max(state_.step, step);
@@ -308,7 +309,7 @@ inline void Table::touch_hits(const Ticket& ticket) {
   }
 }
 
-// Rows with initial values, which the index does not name yet.
+// Rows that the index does not name yet; their values and slots come by run_births, or by whoever has better ones.
 inline void Table::make_rows(const Ticket& ticket, uint32_t step) {
   const Distinct& d = ticket.distinct;
   uint64_t n_born = 0;
@@ -323,7 +324,6 @@ inline void Table::make_rows(const Ticket& ticket, uint32_t step) {
     log_.note_written(row);
     born_[u] = row;
   }
-  run_births(kernels_, birth_context(), tasks_);
 }
 
 // From here on readers may see the rows: they are whole.

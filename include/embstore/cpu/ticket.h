@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "../embstore.h"
 #include "dedup.h"
 
 namespace embstore::cpu {
