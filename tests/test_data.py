@@ -1,64 +1,31 @@
-"""embstore.data: what Parquet columns become, in which order rows come, and what is refused."""
+"""embstore.data: what Parquet columns become, and in which order rows come."""
 
 import gc
-import hashlib
 import json
 import threading
 import time
-from decimal import Decimal
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_kit import column_of, prefetch_threads, read_all, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embstore.data import (
     ClosedReaderError,
-    DataError,
-    DataFileError,
-    DataTypeError,
-    Feature,
     ParquetReader,
     Ragged,
     Shuffle,
-    cross_keys,
-    fixed_hash,
     hash_strings,
-    parse_features,
 )
 from embstore.data import files as files_module
 from embstore.data.prefetch import Prefetched
-from embstore.errors import ArgumentError, ArgumentTypeError, EmbstoreError, EmbstoreWarning
+from embstore.errors import ArgumentError, ArgumentTypeError, EmbstoreWarning
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-
-
-def write(path, columns, row_group_size=None, **options):
-    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
-    pq.write_table(table, path, row_group_size=row_group_size, **options)
-    return str(path)
-
-
-def read_all(reader):
-    """All batches of an epoch as Python lists, one list of rows per column."""
-    rows = {}
-    for batch in reader:
-        for name, column in batch.items():
-            values = (
-                [bag.tolist() for bag in column] if isinstance(column, Ragged) else column.tolist()
-            )
-            rows.setdefault(name, []).extend(values)
-    return rows
-
-
-def column_of(tmp_path, array, **options):
-    """What one Arrow array becomes."""
-    path = write(tmp_path / "one.parquet", {"c": array})
-    (batch,) = ParquetReader(path, ["c"], max(len(array), 1), **options)
-    return batch["c"]
 
 
 # What columns become.
@@ -360,350 +327,6 @@ def test_a_loop_that_was_left_is_continued(tmp_path):
     assert (reader.epoch, reader.row) == (1, 0)
 
 
-# Strings and crosses.
-
-
-def reference_key(data):
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
-
-
-GOLDEN_STRINGS = {
-    "": -5426141060434712860,
-    "a": 3405396810240292928,
-    "shoes": 2069200323341772933,
-    "Größe 42": 5071836360176194102,
-}
-
-
-def test_string_keys_are_pinned():
-    assert hash_strings(list(GOLDEN_STRINGS)).tolist() == list(GOLDEN_STRINGS.values())
-
-
-@given(st.lists(st.text(max_size=20), max_size=30))
-def test_string_keys_are_blake2b(texts):
-    expected = [reference_key(text.encode("utf-8", "surrogatepass")) for text in texts]
-    assert hash_strings(pa.array(texts, pa.string())).tolist() == expected
-
-
-@pytest.mark.parametrize(
-    "kind", ["string", "large_string", "binary", "large_binary", "string_view", "binary_view"]
-)
-def test_every_string_type_gives_the_same_keys(kind):
-    texts = ["x", "yy", "x", ""]
-    array = pa.array(texts, getattr(pa, kind)())
-    assert hash_strings(array).tolist() == hash_strings(texts).tolist()
-    assert hash_strings(array.slice(1, 2)).tolist() == hash_strings(texts[1:3]).tolist()
-
-
-def test_other_containers_give_the_same_keys():
-    keys = hash_strings(["x", "yy"]).tolist()
-    assert hash_strings(np.array(["x", "yy"])).tolist() == keys
-    assert hash_strings(np.array(["x", "yy"], object)).tolist() == keys
-    assert hash_strings([b"x", b"yy"]).tolist() == keys
-    assert hash_strings(pa.array([b"xx"], pa.binary(2))).tolist() == hash_strings(["xx"]).tolist()
-    assert hash_strings([]).tolist() == []
-
-
-def test_each_distinct_string_is_hashed_once(monkeypatch):
-    from embstore.data import strings
-
-    calls = []
-
-    def counting(text, digest_size):
-        calls.append(text)
-        return hashlib.blake2b(text, digest_size=digest_size)
-
-    monkeypatch.setattr(strings, "blake2b", counting)
-    strings.hash_strings(["x", "y"] * 1000)
-    assert calls == [b"x", b"y"]
-
-
-@pytest.mark.parametrize("bad", ["text", b"bytes", [1, 2], [1.5], [object()], ["x", 1]])
-def test_what_is_not_strings_is_refused(bad):
-    with pytest.raises(ArgumentTypeError, match="string"):
-        hash_strings(bad)
-
-
-def test_a_null_string_is_refused():
-    with pytest.raises(ArgumentError, match="null: value 1 of 3"):
-        hash_strings(["x", None, "y"])
-
-
-def reference_hash(z):
-    mask = 2**64 - 1
-    z = (z + 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
-    return z ^ z >> 31
-
-
-def reference_cross(*keys):
-    h = reference_hash(keys[0] % 2**64)
-    for key in keys[1:]:
-        h = reference_hash((h + key) % 2**64)
-    return h - 2**64 if h >= 2**63 else h
-
-
-int64s = st.integers(INT64_MIN, INT64_MAX)
-
-
-@given(st.lists(st.lists(int64s, min_size=2, max_size=4), min_size=1, max_size=5))
-def test_crosses_follow_their_formula(rows):
-    width = len(rows[0])
-    rows = [(row * 4)[:width] for row in rows]
-    columns = np.array(rows, np.int64).T
-    assert cross_keys(*columns).tolist() == [reference_cross(*row) for row in rows]
-
-
-def test_crosses_are_pinned():
-    a, b = np.array([7, 7, 0, -1]), np.array([1, 2, 0, 5])
-    assert cross_keys(a, b).tolist() == [
-        *(2875738036014693257, -2317588740234443029),
-        *(-6411193824288604561, 3846658174030194800),
-    ]
-    assert fixed_hash(np.array([0, 1, -1])).tolist() == [
-        *(16294208416658607535, 10451216379200822465, 16490336266968443936),
-    ]
-
-
-def test_crosses_depend_on_the_order_and_do_not_collide():
-    user, item = (grid.ravel() for grid in np.meshgrid(np.arange(1000), np.arange(1000)))
-    crosses = [
-        cross_keys(user, item),
-        cross_keys(user + 1000, -item),
-        cross_keys(user << 32, ~item),
-    ]
-    assert len(np.unique(np.concatenate(crosses))) == 3_000_000
-    swapped = cross_keys(item, user)
-    assert np.flatnonzero(swapped == crosses[0]).tolist() == np.flatnonzero(user == item).tolist()
-
-
-def test_bad_crosses_are_refused():
-    keys = np.arange(3)
-    with pytest.raises(ArgumentError, match="two or more"):
-        cross_keys(keys)
-    with pytest.raises(ArgumentTypeError, match="column 1 is float64"):
-        cross_keys(keys, keys / 2)
-    with pytest.raises(ArgumentError, match=r"\(3,\), \(2,\)"):
-        cross_keys(keys, keys[:2])
-    with pytest.raises(ArgumentError, match="shape"):
-        cross_keys(keys.reshape(3, 1), keys.reshape(3, 1))
-
-
-def test_features_are_columns_and_crosses():
-    batch = {
-        "user": np.array([1, 2]),
-        "item": np.array([3, 4]),
-        "price": np.array([0.5, 1.5]),
-        "tags": Ragged(np.array([9, 8, 7]), np.array([0, 2, 3])),
-        "words": Ragged(np.array([6]), np.array([0, 0, 1])),
-    }
-    user, cross = parse_features("user", "user * item")
-    assert (user.name, cross.name) == ("user", "user*item")
-    assert user.keys(batch) is batch["user"]
-    assert cross.keys(batch).tolist() == cross_keys(batch["user"], batch["item"]).tolist()
-    assert Feature(("tags",)).keys(batch) is batch["tags"]
-    bags = Feature(("tags", "user")).keys(batch)
-    assert bags.offsets.tolist() == [0, 2, 3]
-    assert bags.values.tolist() == cross_keys(np.array([9, 8, 7]), np.array([1, 1, 2])).tolist()
-    with pytest.raises(DataError, match="'nothing'; there are user, item"):
-        Feature(("nothing",)).keys(batch)
-    with pytest.raises(DataTypeError, match="'price' is float64"):
-        Feature.parse("user*price").keys(batch)
-    with pytest.raises(DataError, match="2 list columns"):
-        Feature.parse("tags*words").keys(batch)
-
-
-@pytest.mark.parametrize(
-    ("features", "crosses", "message"),
-    [
-        ("", "", "no feature"),
-        ("user,,item", "", "names of columns"),
-        ("user,item,user", "", "'user' is given twice"),
-        ("user", "user*", "names of columns"),
-        ("user", "user*user", "names a column twice"),
-    ],
-)
-def test_bad_features_are_refused(features, crosses, message):
-    with pytest.raises(ArgumentError, match=message):
-        parse_features(features, crosses)
-
-
-# What is refused.
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"columns": "c"}, ArgumentTypeError, "sequence of names"),
-        ({"columns": [1]}, ArgumentTypeError, "sequence of names"),
-        ({"columns": []}, ArgumentError, "empty"),
-        ({"columns": ["c", "c"]}, ArgumentError, "'c' is named twice"),
-        ({"columns": ["d"]}, DataError, r"has no column 'd'; it has 'c'"),
-        ({"batch_size": 0}, ArgumentError, "batch_size must be at least 1, not 0"),
-        ({"batch_size": 1.5}, ArgumentTypeError, "batch_size must be an int"),
-        ({"batch_size": True}, ArgumentTypeError, "batch_size must be an int"),
-        ({"prefetch": -1}, ArgumentError, "prefetch must be at least 0"),
-        ({"shard": 1}, ArgumentTypeError, r"shard must be \(i, n\)"),
-        ({"shard": (0, 0)}, ArgumentError, "at least 1"),
-        ({"shard": (2, 2)}, ArgumentError, "shard 2 is not one of 2"),
-        ({"shard": (-1, 2)}, ArgumentError, "at least 0"),
-        ({"shard": (0.0, 2)}, ArgumentTypeError, "must be an int"),
-        ({"shuffle": True}, ArgumentTypeError, "Shuffle or None"),
-        ({"paths": []}, ArgumentError, "no path"),
-        ({"paths": [3]}, ArgumentTypeError, "PathLike"),
-        ({"paths": "missing.parquet"}, DataFileError, "there is no file missing.parquet"),
-    ],
-)
-def test_bad_arguments_are_refused(tmp_path, arguments, error, message):
-    path = write(tmp_path / "f.parquet", {"c": [1, 2]})
-    with pytest.raises(error, match=message) as caught:
-        ParquetReader(**{"paths": path, "columns": ["c"], "batch_size": 1, **arguments})
-    assert isinstance(caught.value, EmbstoreError)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ({"seed": 1.0}, ArgumentTypeError),
-        ({"seed": 2**63}, ArgumentError),
-        ({"buffer_rows": 0}, ArgumentError),
-        ({"buffer_rows": "8"}, ArgumentTypeError),
-    ],
-)
-def test_a_bad_shuffle_is_refused(arguments, error):
-    with pytest.raises(error, match="of a shuffle must be"):
-        Shuffle(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("array", "hint"),
-    [
-        (pa.array([0], pa.timestamp("ms")), "cast it to int64"),
-        (pa.array([0], pa.date32()), "cast it to int64"),
-        (pa.array([0], pa.time64("us")), "cast it to int64"),
-        (pa.array([Decimal("1.5")]), "integer or a float"),
-        (pa.array([[0.5]]), "a list may hold"),
-        (pa.array([[[1]]]), "a list may hold"),
-        (pa.array([{"a": 1}]), "a list may hold"),
-        (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), "a list may hold"),
-        (pa.nulls(1), "integers, booleans"),
-    ],
-)
-def test_other_types_are_refused(tmp_path, array, hint):
-    path = write(tmp_path / "f.parquet", {"c": array})
-    with pytest.raises(DataTypeError, match=f"the column 'c' of .*f.parquet is .*{hint}"):
-        ParquetReader(path, ["c"], 1)
-
-
-def test_types_that_differ_between_files_are_refused(tmp_path):
-    a = write(tmp_path / "a.parquet", {"c": [1]})
-    b = write(tmp_path / "b.parquet", {"c": [0.5]})
-    with pytest.raises(DataTypeError, match=r"'c' is int64 in .*a\.parquet and float64 in .*b"):
-        ParquetReader([a, b], ["c"], 1)
-
-
-def test_two_columns_of_one_name_are_refused(tmp_path):
-    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["c", "c"])
-    path = write(tmp_path / "f.parquet", table)
-    with pytest.raises(DataError, match="2 columns of the name 'c'"):
-        ParquetReader(path, ["c"], 1)
-
-
-@pytest.mark.parametrize("prefetch", [0, 2])
-@pytest.mark.parametrize(
-    ("values", "what", "row"),
-    [
-        ([1, 2, 3, 4, None, 6], "a null", 4),
-        ([0.5, 1.5, 2.5, 3.5, 4.5, None], "a null", 5),
-        (["a", "b", "c", "d", None, None], "a null", 4),
-        ([[1], [], [2, 3], None, [4], [5]], "a null", 3),
-        ([[1], [], [2, 3], [4], [5, None], [6]], "a null in the list", 4),
-        ([[1], [], [None], [4], [5, None], [6]], "a null in the list", 2),
-    ],
-)
-def test_nulls_are_refused_with_their_place(tmp_path, values, what, row, prefetch):
-    path = write(tmp_path / "f.parquet", {"k": range(6), "c": values}, row_group_size=2)
-    reader = ParquetReader(path, ["k", "c"], 1, prefetch=prefetch)
-    with pytest.raises(DataError, match=rf"'c' of .*f.parquet has {what} at row {row};"):
-        list(reader)
-    shard = ParquetReader(path, ["k", "c"], 1, shard=(row // 2, 3), prefetch=prefetch)
-    with pytest.raises(DataError, match=f"at row {row};"):
-        list(shard)
-
-
-def test_nulls_in_fixed_size_lists_are_refused(tmp_path):
-    array = pa.array([[1, 2], [3, None]], pa.list_(pa.int64(), 2))
-    path = write(tmp_path / "f.parquet", {"c": array})
-    with pytest.raises(DataError, match="a null in the list at row 1"):
-        list(ParquetReader(path, ["c"], 1))
-
-
-def test_rows_before_an_error_are_handed_out(tmp_path):
-    paths = [
-        write(tmp_path / "a.parquet", {"c": range(10)}),
-        write(tmp_path / "b.parquet", {"c": pa.array([1, None], pa.int64())}),
-    ]
-    reader = ParquetReader(paths, ["c"], 5)
-    batches = iter(reader)
-    assert [next(batches)["c"][0], next(batches)["c"][0]] == [0, 5]
-    with pytest.raises(DataError, match="null"):
-        next(batches)
-    assert (reader.epoch, reader.row) == (0, 10)
-    assert not prefetch_threads()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: b"",
-        lambda data: b"PAR1",
-        lambda data: b"hello, this is a text file",
-        lambda data: data[: len(data) // 2],
-        lambda data: data[:-1],
-        lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1",
-        lambda data: data[:-100] + bytes(92) + data[-8:],
-    ],
-)
-def test_files_that_are_not_whole_are_refused(tmp_path, damage):
-    path = write(tmp_path / "f.parquet", {"c": range(100)})
-    data = damage((tmp_path / "f.parquet").read_bytes())
-    (tmp_path / "f.parquet").write_bytes(data)
-    with pytest.raises(DataFileError, match=r"f\.parquet") as caught:
-        ParquetReader(path, ["c"], 10)
-    assert isinstance(caught.value, OSError)
-
-
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_a_damaged_page_is_noticed(tmp_path, prefetch):
-    path = write(
-        tmp_path / "f.parquet",
-        {"c": np.random.default_rng(0).integers(0, 2**60, 10_000)},
-        write_page_checksum=True,
-        compression="none",
-        use_dictionary=False,
-    )
-    data = bytearray((tmp_path / "f.parquet").read_bytes())
-    data[40_000] ^= 1
-    (tmp_path / "f.parquet").write_bytes(data)
-    reader = ParquetReader(path, ["c"], 100, prefetch=prefetch)
-    with pytest.raises(DataFileError, match=r"f\.parquet cannot be read to its end"):
-        list(reader)
-
-
-def test_a_file_that_goes_is_noticed(tmp_path):
-    path = write(tmp_path / "f.parquet", {"c": range(100)})
-    reader = ParquetReader(path, ["c"], 10)
-    (tmp_path / "f.parquet").unlink()
-    with pytest.raises(DataFileError, match="has gone"):
-        list(reader)
-
-
-def test_a_folder_without_parquet_files_is_refused(tmp_path):
-    with pytest.raises(DataFileError, match="holds no file"):
-        ParquetReader(tmp_path, ["c"], 1)
-
-
 # Positions.
 
 
@@ -754,10 +377,6 @@ def test_a_position_is_what_was_handed_out_not_what_was_read_ahead(tmp_path):
 
 
 # The thread that reads ahead.
-
-
-def prefetch_threads():
-    return [t for t in threading.enumerate() if t.name == "embstore-prefetch"]
 
 
 @pytest.fixture

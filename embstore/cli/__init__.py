@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn, TypeAlias
 
-from embstore._version import __version__
+from embstore import __version__
 from embstore.errors import EmbstoreError
 
 COMMANDS = {

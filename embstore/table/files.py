@@ -158,7 +158,7 @@ class TableFiles(TableUpkeep):
             The saved optimizer with another learning rate; needed where that was a schedule,
             which is not saved. (Setting `lr` does the same.)
         verify
-            "full" reads and checks everything before the first row is taken.
+            "full" reads and checks everything; a table is returned only if all of it is sound.
         allow_nonfinite
             Take rows with NaN or infinity, which are an error otherwise, but for tables made with
             ``on_nonfinite="allow"``.
