@@ -18,10 +18,6 @@
 #include "embstore/cpu/table.h"
 #include "paths/paths.h"
 
-#ifndef EMBSTORE_VERSION
-#define EMBSTORE_VERSION "0.0.0"
-#endif
-
 namespace cpu = embstore::cpu;
 using cpu::require;
 using embstore::Dtype;

@@ -103,5 +103,6 @@ def test_in_the_child(engine, child):
     run(engine, child)
 
 
+@pytest.mark.unsanitized  # the forked child may hang in the sanitizer's own allocator lock
 def test_a_fork_while_another_thread_writes(engine):
     run(engine, READS + WRITES + OWN, before=BUSY)

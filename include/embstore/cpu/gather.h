@@ -92,7 +92,7 @@ inline uint64_t Reader::run_chunk(uint64_t first, uint64_t end) {
 }
 
 inline void Reader::probe_chunk(uint64_t first, uint64_t n, const View& view) {
-  constexpr uint64_t kAhead = 16;
+  constexpr uint64_t kAhead = 32;
   const Bucket* homes[kChunk];
   for (uint64_t i = 0; i < n + kAhead; ++i) {
     if (i < n) {
@@ -103,7 +103,6 @@ inline void Reader::probe_chunk(uint64_t first, uint64_t n, const View& view) {
     const uint64_t at = i - kAhead;
     hits_[at] = probe_shared<false>(homes[at], static_cast<uint64_t>(args_.keys[first + at]));
     sources_[at] = source_of(hits_[at]);
-    if (args_.rows != nullptr) __builtin_prefetch(sources_[at]);
   }
 }
 

@@ -86,7 +86,7 @@ EMB_FN void prefetch_row_to_write(void* row, uint32_t n_bytes) {
   for (uint32_t at = 0; at < most; at += 64) __builtin_prefetch(line + at, 1);
 }
 
-EMB_CONST uint64_t kPrefetchRows = 16;
+EMB_CONST uint64_t kPrefetchRows = 24;
 
 // A constant size lets the compiler unroll the copy.
 template <uint32_t n_bytes>
