@@ -218,8 +218,10 @@ class InputFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, if it is not closed yet."""
         fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
         with _naming("close", self.place):
             calls.close(fd)
 

@@ -37,6 +37,7 @@ class CheckpointFiles:
 
     def __init__(self, path: str) -> None:
         self.directory = Directory(path)
+        self._being_read: set[InputFile] = set()
         try:
             self.manifest = self._read_manifest()
             for file in self.manifest.files:
@@ -54,8 +55,12 @@ class CheckpointFiles:
         return manifest
 
     def close(self) -> None:
-        """Close the directory."""
-        self.directory.close()
+        """Close the directory, and the files whose readers stopped halfway."""
+        try:
+            while self._being_read:
+                self._being_read.pop().close()
+        finally:
+            self.directory.close()
 
     def place(self, file: FileEntry, offset: int) -> str:
         """Return where a section lies, for messages."""
@@ -88,6 +93,7 @@ class CheckpointFiles:
     def blocks(self, file: FileEntry, columns: Columns) -> Iterator[tuple[int, Arrays]]:
         """Yield offset and columns of each block; the file's last section is checked at the end."""
         with self._open(file) as opened:
+            self._being_read.add(opened)
             offset, last = 0, len(file.sections) - 1
             for i, section in enumerate(file.sections):
                 data = opened.read(offset, section.n_bytes)
@@ -105,6 +111,7 @@ class CheckpointFiles:
                 except LayoutError as error:
                     raise CorruptCheckpointError(f"{self.place(file, offset)}: {error}") from None
                 offset += section.n_bytes
+            self._being_read.discard(opened)
 
     def bytes_of(self, files: Iterable[FileEntry], columns: Columns) -> Iterator[NDArray[np.uint8]]:
         """Yield the bytes of files of one column of bytes."""
