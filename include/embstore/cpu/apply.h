@@ -17,15 +17,26 @@ inline es_apply_report Table::apply(Ticket& ticket, const float* grads, int64_t 
   return apply_locked(ticket, grads, step, lr);
 }
 
+// A ticket of bare keys: those with a row are found, the others have the given status.
+inline void Table::look_up(const int64_t* keys, uint64_t n, es_key_status absent, Ticket* ticket) {
+  dedup_.run(index(), keys, n, nullptr, &ticket->distinct);
+  probe(*ticket);
+  ticket->status.resize(ticket->cells.size());
+  for (uint64_t u = 0; u < ticket->cells.size(); ++u)
+    ticket->status[u] = static_cast<uint8_t>(is_row_word(ticket->cells[u].word) ? ES_FOUND : absent);
+}
+
+// Rows that are given, not seen in a batch, are born with freq 0.
+inline void Table::forget_counts(Ticket& ticket) {
+  before_.assign(ticket.cells.size(), 0);
+  std::fill(ticket.distinct.occurrences.begin(), ticket.distinct.occurrences.end(), 0u);
+}
+
 inline es_apply_report Table::apply_by_key(const int64_t* keys, uint64_t n, const float* grads, int64_t step,
                                            double lr) {
   Writer writer(*this);
   Ticket ticket;
-  dedup_.run(index(), keys, n, nullptr, &ticket.distinct);
-  probe(ticket);
-  ticket.status.resize(ticket.cells.size());
-  for (uint64_t u = 0; u < ticket.cells.size(); ++u)
-    ticket.status[u] = is_row_word(ticket.cells[u].word) ? ES_FOUND : ES_PENDING;
+  look_up(keys, n, ES_PENDING, &ticket);
   return apply_locked(ticket, grads, step, lr);
 }
 
@@ -163,19 +174,15 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
                                       int64_t step) {
   Writer writer(*this);
   Ticket ticket;
-  dedup_.run(index(), keys, n, nullptr, &ticket.distinct);
-  probe(ticket);
+  look_up(keys, n, ES_INSERTED, &ticket);
   const uint64_t n_unique = ticket.cells.size();
-  ticket.status.resize(n_unique);
-  for (uint64_t u = 0; u < n_unique; ++u) ticket.status[u] = is_row_word(ticket.cells[u].word) ? ES_FOUND : ES_INSERTED;
   std::vector<float> results;
   assigned_values(ticket, values, mode, &results);
   if (config_.c.on_nonfinite == ES_NONFINITE_RAISE && !kernels_.all_finite(results.data(), results.size()))
     throw Error(ES_NONFINITE, "assign: a value is not finite");
   advance_base(step);
   const Room room = make_room(ticket);
-  before_.assign(n_unique, 0);
-  for (uint32_t& occurrences : ticket.distinct.occurrences) occurrences = 0;  // assigned rows are born with freq 0
+  forget_counts(ticket);
   reserve_for(ticket, room);
   es_assign_report report = {};
   Commit commit(*this);
@@ -215,19 +222,15 @@ inline void Table::import(const int64_t* keys, uint64_t n, const void* values, c
     latest = std::max(latest, step[i]);
   }
   Ticket ticket;
-  dedup_.run(index(), keys, n, nullptr, &ticket.distinct);
+  look_up(keys, n, ES_INSERTED, &ticket);
   require(ticket.distinct.n_unique() == n, "import: a key is given twice");
-  probe(ticket);
-  ticket.status.resize(n);
-  for (uint64_t u = 0; u < n; ++u) ticket.status[u] = is_row_word(ticket.cells[u].word) ? ES_FOUND : ES_INSERTED;
   const Room room = count_needs(ticket);
   const bool has_rows = config_.c.max_rows == 0 || rows().n_live() + room.n_rows <= config_.c.max_rows;
   const bool has_bytes = fitting_prefix(ticket, 0) == n;
   if (!has_rows || !has_bytes)
     throw Error(ES_FULL, "import: " + std::to_string(room.n_rows) + " new rows do not fit beside " +
                              std::to_string(rows().n_live()));
-  before_.assign(n, 0);
-  for (uint32_t& occurrences : ticket.distinct.occurrences) occurrences = 0;
+  forget_counts(ticket);
   reserve_for(ticket, room);
   advance_base(latest);
   const ImportArgs args = {values, slots, freq, step};
@@ -250,12 +253,10 @@ inline void Table::import_row(uint32_t row, uint32_t* control, uint64_t i, const
   if (control != nullptr) begin_write(control);
   copy_row_shared(rows().values(row), static_cast<const char*>(args.values) + i * n_bytes, n_bytes);
   if (control != nullptr) end_write(control);
-  float* const slots = rows().slots(row);
-  const BirthContext birth = birth_context();
   if (args.slots != nullptr && n_slots > 0)
-    std::memcpy(slots, args.slots + i * n_slots, n_slots * sizeof(float));
+    std::memcpy(rows().slots(row), args.slots + i * n_slots, n_slots * sizeof(float));
   else
-    for (uint32_t s = 0; s < n_slots; ++s) slots[s] = s < birth.n_accumulators ? birth.initial_accumulator : 0.0f;
+    birth_slots(birth_context(), rows().slots(row));
   Meta* meta = rows().meta(row);
   const int64_t step = clamped(args.step != nullptr ? args.step[i] : state_.step);
   __atomic_store_n(&meta->freq, args.freq != nullptr ? args.freq[i] : 0, __ATOMIC_RELAXED);

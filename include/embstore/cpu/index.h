@@ -31,6 +31,12 @@ struct alignas(64) Bucket {
 };
 static_assert(sizeof(Bucket) == 64, "a bucket is one cache line");
 
+EMB_FN bool has_empty_cell(const Bucket& bucket) {
+  bool has_empty = false;
+  for (uint32_t i = 0; i < kCells; ++i) has_empty |= bucket.word[i] == kWordEmpty;
+  return has_empty;
+}
+
 struct Cell {  // where a key was found; bucket is null where it was not
   Bucket* bucket = nullptr;
   uint32_t slot = 0;
@@ -280,8 +286,7 @@ inline void Index::set_word(const Cell& cell, uint32_t word) {
 
 // A cell may become empty again only where no probe ever passed: where its bucket has another empty cell.
 inline void Index::remove(const Cell& cell) {
-  bool has_empty = false;
-  for (uint32_t i = 0; i < kCells; ++i) has_empty |= cell.bucket->word[i] == kWordEmpty;
+  const bool has_empty = has_empty_cell(*cell.bucket);
   set_word(cell, has_empty ? kWordEmpty : kWordTombstone);
   if (has_empty) {
     --n_used_;
@@ -326,9 +331,7 @@ inline void Index::move_homes(uint64_t end) {
   for (uint64_t b = first; b < n_all; ++b) {
     const Bucket& bucket = view_.from[b];
     move_bucket(bucket, first, end);
-    bool has_empty = false;
-    for (uint32_t i = 0; i < kCells; ++i) has_empty |= bucket.word[i] == kWordEmpty;
-    if (b + 1 >= end && has_empty) break;
+    if (b + 1 >= end && has_empty_cell(bucket)) break;
   }
   view_.boundary = end;
   publish();

@@ -240,11 +240,14 @@ EMB_FN void initial_values(const BirthContext& c, uint64_t key, void* out) {
   store_row(c.format, c.scratch, out);
 }
 
+EMB_FN void birth_slots(const BirthContext& c, float* slots) {
+  for (uint32_t s = 0; s < c.format.n_slots; ++s) slots[s] = s < c.n_accumulators ? c.initial_accumulator : 0.0f;
+}
+
 EMB_FN void birth_rows(const BirthContext& c, const RowTask* tasks, uint64_t n) {
-  const uint32_t n_slots = c.format.n_slots;
   for (uint64_t i = 0; i < n; ++i) {
     initial_values(c, tasks[i].key, tasks[i].values);
-    for (uint32_t s = 0; s < n_slots; ++s) tasks[i].slots[s] = s < c.n_accumulators ? c.initial_accumulator : 0.0f;
+    birth_slots(c, tasks[i].slots);
   }
 }
 

@@ -152,6 +152,8 @@ class Table {
 
   // apply.h
   void check_ticket(const Ticket& ticket) const;
+  void look_up(const int64_t* keys, uint64_t n, es_key_status absent, Ticket* ticket);
+  void forget_counts(Ticket& ticket);
   bool resolve(Ticket& ticket, uint64_t unique);
   void resolve_all(Ticket& ticket, std::vector<uint32_t>* wanted, es_apply_report* report);
   void filter_nonfinite(const Ticket& ticket, std::vector<uint32_t>* wanted, const float* grads,
