@@ -13,6 +13,7 @@
 #include "embstore/cpu/apply.h"
 #include "embstore/cpu/insert.h"
 #include "embstore/cpu/inspect.h"
+#include "embstore/cpu/parts.h"
 #include "embstore/cpu/pooling.h"
 #include "embstore/cpu/remove.h"
 #include "embstore/cpu/table.h"
@@ -113,6 +114,45 @@ void require_batch(uint64_t n, const void* keys, int64_t step) {
   require(step >= 0, "step is negative");
 }
 
+cpu::Parts parts_of(const es_batch& batch) { return cpu::Parts{batch.parts, batch.n_parts}; }
+
+void require_offsets(const es_part& part) {
+  require(part.mode >= ES_POOL_SUM && part.mode <= ES_POOL_SQRTN, "unknown pooling mode");
+  require(part.offsets[0] == 0 && part.offsets[part.n_bags] == static_cast<int64_t>(part.n),
+          "offsets go from 0 to the number of keys");
+  for (uint64_t bag = 0; bag < part.n_bags; ++bag)
+    require(part.offsets[bag] <= part.offsets[bag + 1], "offsets go down");
+}
+
+void require_batches(const es_batch* batches, uint64_t n_batches, int64_t step) {
+  for (uint64_t b = 0; b < n_batches; ++b) {
+    for (uint64_t other = 0; other < b; ++other)
+      require(batches[b].table != batches[other].table, "a table is given twice in one call");
+    uint64_t n = 0;
+    for (uint64_t p = 0; p < batches[b].n_parts; ++p) {
+      const es_part& part = batches[b].parts[p];
+      n += part.n;
+      require_batch(std::max(n, part.n), part.n == 0 ? nullptr : &part, step);
+      if (part.offsets != nullptr)
+        require_offsets(part);
+      else
+        row_dtype_of(batches[b].table, part.row_dtype);
+    }
+  }
+}
+
+// By ticket the parts must be as long as those that it came of; by key the keys must be there.
+void require_gradients(const es_batch& batch) {
+  uint64_t n = 0;
+  for (uint64_t p = 0; p < batch.n_parts; ++p) {
+    n += batch.parts[p].n;
+    require(batch.parts[p].n == 0 || batch.parts[p].rows != nullptr, "gradients are null");
+    require(batch.ticket != nullptr || batch.parts[p].n == 0 || batch.parts[p].keys != nullptr, "keys is null");
+  }
+  require(batch.ticket == nullptr || n == batch.ticket->ticket.distinct.inverse.size(),
+          "the gradients are not as many as the keys of the batch");
+}
+
 void require_rate(double lr) { require(lr - lr == 0.0, "lr is not finite"); }
 
 }  // namespace
@@ -195,9 +235,9 @@ int es_find_or_insert(es_table* table, const int64_t* keys, uint64_t n, const ui
   return guarded([&] {
     require_batch(n, keys, step);
     const Dtype dtype = row_dtype_of(table, row_dtype);
-    const cpu::InsertArgs args = {keys, n, counts, step, admit_always != 0, rows, dtype};
+    const es_part part = {keys, n, counts, rows, static_cast<int32_t>(dtype), 0, nullptr, 0, nullptr};
     auto made = std::make_unique<es_ticket>();
-    made->ticket = std::move(*table->table.find_or_insert(args));
+    made->ticket = std::move(*table->table.find_or_insert(cpu::Parts{&part, 1}, step, admit_always != 0));
     *ticket = made.release();
   });
 }
@@ -216,7 +256,9 @@ int es_apply_gradients(es_table* table, es_ticket* ticket, const float* grads, i
   return guarded([&] {
     require_batch(0, nullptr, step);
     require_rate(lr);
-    *report = table->table.apply(ticket->ticket, grads, step, lr);
+    const uint64_t n = ticket->ticket.distinct.inverse.size();
+    const es_part part = {nullptr, n, nullptr, const_cast<float*>(grads), ES_F32, 0, nullptr, 0, nullptr};
+    *report = table->table.apply(cpu::Parts{&part, 1}, &ticket->ticket, step, lr);
   });
 }
 
@@ -225,7 +267,45 @@ int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint64_t n, 
   return guarded([&] {
     require_batch(n, keys, step);
     require_rate(lr);
-    *report = table->table.apply_by_key(keys, n, grads, step, lr);
+    const es_part part = {keys, n, nullptr, const_cast<float*>(grads), ES_F32, 0, nullptr, 0, nullptr};
+    *report = table->table.apply(cpu::Parts{&part, 1}, nullptr, step, lr);
+  });
+}
+
+int es_find_many(const es_batch* batches, uint64_t n_batches, int32_t missing) {
+  return guarded([&] {
+    require(missing >= ES_MISSING_DEFAULT && missing <= ES_MISSING_RAISE, "unknown missing");
+    require_batches(batches, n_batches, 0);
+    for (uint64_t b = 0; b < n_batches; ++b)
+      for (uint64_t p = 0; p < batches[b].n_parts; ++p)
+        batches[b].table->table.find_part(batches[b].parts[p], static_cast<es_missing>(missing));
+  });
+}
+
+int es_find_or_insert_many(es_batch* batches, uint64_t n_batches, int64_t step, int32_t admit_always) {
+  return guarded([&] {
+    for (uint64_t b = 0; b < n_batches; ++b) batches[b].ticket = nullptr;
+    require_batches(batches, n_batches, step);
+    for (uint64_t b = 0; b < n_batches; ++b) {
+      auto made = std::make_unique<es_ticket>();
+      made->ticket = std::move(*batches[b].table->table.find_or_insert(parts_of(batches[b]), step, admit_always != 0));
+      batches[b].ticket = made.release();
+    }
+  });
+}
+
+int es_apply_gradients_many(es_batch* batches, uint64_t n_batches, int64_t step) {
+  return guarded([&] {
+    require_batches(batches, n_batches, step);
+    for (uint64_t b = 0; b < n_batches; ++b) {
+      require_rate(batches[b].lr);
+      require_gradients(batches[b]);
+    }
+    for (uint64_t b = 0; b < n_batches; ++b) {
+      es_batch& batch = batches[b];
+      cpu::Ticket* const ticket = batch.ticket != nullptr ? &batch.ticket->ticket : nullptr;
+      batch.report = batch.table->table.apply(parts_of(batch), ticket, step, batch.lr);
+    }
   });
 }
 

@@ -244,6 +244,38 @@ ES_API int es_apply_gradients(es_table* table, es_ticket* ticket, const float* g
 ES_API int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint64_t n, const float* grads, int64_t step,
                                      double lr, es_apply_report* report);
 
+/* One call over many tables. A batch is one table's; its parts, each a feature, are joined in the order given: they are
+ * one batch to admission, counts and updates. A part with offsets is bags of keys, whose rows are pooled. */
+typedef struct es_part {
+  const int64_t* keys; /* (n,); es_apply_gradients_many reads them only where the batch has no ticket */
+  uint64_t n;
+  const uint32_t* counts; /* (n,) or NULL: one each; es_find_or_insert_many alone reads them */
+  void* rows;        /* (n, dim) of row_dtype, or with offsets (n_bags, dim) float32; gradients, which are float32, to
+                        es_apply_gradients_many. NULL: none wanted */
+  int32_t row_dtype; /* ES_F32 or the table's own */
+  int32_t mode;      /* es_pool_mode; with offsets */
+  const int64_t* offsets; /* (n_bags + 1,), ascending from 0 to n, or NULL */
+  uint64_t n_bags;
+  const float* weights; /* (n,) or NULL; with offsets */
+} es_part;
+
+typedef struct es_batch {
+  es_table* table; /* each table at most once in a call */
+  const es_part* parts;
+  uint64_t n_parts;
+  es_ticket* ticket; /* of the joined keys: given by es_find_or_insert_many (NULL where it did not get that far), taken by
+                        es_apply_gradients_many (NULL: by key) */
+  double lr;         /* es_apply_gradients_many alone */
+  es_apply_report report; /* the same */
+} es_batch;
+
+ES_API int es_find_many(const es_batch* batches, uint64_t n_batches, int32_t missing);
+/* Every ticket that is not NULL afterwards is to be destroyed by the caller, also where the call failed: tables before
+ * the one that failed have had their inserts. */
+ES_API int es_find_or_insert_many(es_batch* batches, uint64_t n_batches, int64_t step, int32_t admit_always);
+/* Tables before one that fails have had their updates. */
+ES_API int es_apply_gradients_many(es_batch* batches, uint64_t n_batches, int64_t step);
+
 /* values: (n, dim) float32. slots: (n, slot_floats) float32 or NULL. refused (n,) u8 or NULL. */
 ES_API int es_assign(es_table* table, const int64_t* keys, uint64_t n, const float* values, int32_t mode, int64_t step,
                      es_assign_report* report);

@@ -11,12 +11,6 @@ inline void Table::check_ticket(const Ticket& ticket) const {
   if (ticket.n_clears != n_clears_) throw Error(ES_TICKET, "the batch is of before clear()");
 }
 
-inline es_apply_report Table::apply(Ticket& ticket, const float* grads, int64_t step, double lr) {
-  Writer writer(*this);
-  check_ticket(ticket);
-  return apply_locked(ticket, grads, step, lr);
-}
-
 // A ticket of bare keys: those with a row are found, the others have the given status.
 inline void Table::look_up(const int64_t* keys, uint64_t n, es_key_status absent, Ticket* ticket) {
   dedup_.run(index(), keys, n, nullptr, &ticket->distinct);
@@ -32,12 +26,36 @@ inline void Table::forget_counts(Ticket& ticket) {
   std::fill(ticket.distinct.occurrences.begin(), ticket.distinct.occurrences.end(), 0u);
 }
 
-inline es_apply_report Table::apply_by_key(const int64_t* keys, uint64_t n, const float* grads, int64_t step,
-                                           double lr) {
+// The gradient of each key, (n, dim).
+inline std::vector<float> Table::key_gradients(const Parts& parts) const {
+  const uint64_t dim = config_.c.dim;
+  std::vector<float> grads(parts.n_keys() * dim);
+  float* out = grads.data();
+  for (const es_part& part : parts) {
+    const float* const given = static_cast<const float*>(part.rows);
+    if (part.offsets != nullptr)
+      pool_bags_backward(given, config_.c.dim, part.offsets, part.n_bags, static_cast<PoolMode>(part.mode),
+                         part.weights, out);
+    else
+      std::copy(given, given + part.n * dim, out);
+    out += part.n * dim;
+  }
+  return grads;
+}
+
+inline es_apply_report Table::apply(const Parts& parts, Ticket* ticket, int64_t step, double lr) {
   Writer writer(*this);
-  Ticket ticket;
-  look_up(keys, n, ES_PENDING, &ticket);
-  return apply_locked(ticket, grads, step, lr);
+  Ticket own;
+  if (ticket == nullptr) {
+    const JoinedKeys joined(parts);
+    look_up(joined.keys(), joined.n(), ES_PENDING, &own);
+    ticket = &own;
+  } else {
+    check_ticket(*ticket);
+  }
+  if (parts.n == 1 && parts.data->offsets == nullptr)
+    return apply_locked(*ticket, static_cast<const float*>(parts.data->rows), step, lr);
+  return apply_locked(*ticket, key_gradients(parts).data(), step, lr);
 }
 
 // Whether the key has a row now; the ticket's cell is then where it is.

@@ -6,21 +6,26 @@
 
 namespace embstore::cpu {
 
-inline std::unique_ptr<Ticket> Table::find_or_insert(const InsertArgs& args) {
+inline std::unique_ptr<Ticket> Table::find_or_insert(const Parts& parts, int64_t given_step, bool admit_always) {
   Writer writer(*this);
-  advance_base(args.step);
-  const int64_t step = clamped(args.step);
+  advance_base(given_step);
+  const int64_t step = clamped(given_step);
   maintain(step);
   auto ticket = std::make_unique<Ticket>();
   ticket->table_id = id_;
   ticket->n_clears = n_clears_;
-  dedup_.run(index(), args.keys, args.n, args.counts, &ticket->distinct);
+  const JoinedKeys joined(parts);
+  dedup_.run(index(), joined.keys(), joined.n(), joined.counts(), &ticket->distinct);
   probe(*ticket);
-  decide(*ticket, args.admit_always);
+  decide(*ticket, admit_always);
   const Room room = make_room(*ticket);
   reserve_for(*ticket, room);
   commit_insert(*ticket, room, step);
-  if (args.rows != nullptr) gather(*ticket, args.rows, args.row_dtype);
+  uint64_t first = 0;
+  for (const es_part& part : parts) {
+    if (part.rows != nullptr) gather_part(*ticket, first, part);
+    first += part.n;
+  }
   return ticket;
 }
 
@@ -368,10 +373,18 @@ inline void Table::count_pending(Ticket& ticket) {
   }
 }
 
-// The batch's rows, in the order of its keys.
-inline void Table::gather(const Ticket& ticket, void* out, Dtype row_dtype) const {
-  const std::vector<uint32_t>& inverse = ticket.distinct.inverse;
-  const uint64_t n = inverse.size();
+// What a part asked for: the rows of its keys, which begin at position `first` of the batch, or its pooled bags.
+inline void Table::gather_part(const Ticket& ticket, uint64_t first, const es_part& part) const {
+  if (part.offsets == nullptr) return gather(ticket, first, part.n, part.rows, static_cast<Dtype>(part.row_dtype));
+  std::vector<float> rows(part.n * config_.c.dim);
+  gather(ticket, first, part.n, rows.data(), Dtype::kF32);
+  pool_bags(kernels_, rows.data(), Dtype::kF32, config_.c.dim, part.offsets, part.n_bags,
+            static_cast<PoolMode>(part.mode), part.weights, static_cast<float*>(part.rows));
+}
+
+// The rows of positions [begin, begin + n) of the batch.
+inline void Table::gather(const Ticket& ticket, uint64_t begin, uint64_t n, void* out, Dtype row_dtype) const {
+  const uint32_t* const inverse = ticket.distinct.inverse.data() + begin;
   const uint64_t out_bytes = uint64_t{config_.c.dim} * size_of(row_dtype);
   const uint32_t n_parts = n_parts_for(n);
   ThreadPool::instance().run(n_parts, [&](uint32_t part) {

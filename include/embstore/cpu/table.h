@@ -17,22 +17,14 @@
 #include "config.h"
 #include "evict.h"
 #include "gather.h"
+#include "parts.h"
+#include "pooling.h"
 #include "thread_pool.h"
 #include "ticket.h"
 #include "transfer.h"
 #include "update.h"
 
 namespace embstore::cpu {
-
-struct InsertArgs {
-  const int64_t* keys;
-  uint64_t n;
-  const uint32_t* counts;
-  int64_t step;
-  bool admit_always;
-  void* rows;
-  Dtype row_dtype;
-};
 
 struct ImportArgs {  // slots, freq and step may be null
   const void* values;
@@ -48,13 +40,14 @@ class Table {
   // ---- readers, on any thread
   uint64_t find(const int64_t* keys, uint64_t n, void* rows, Dtype row_dtype, es_missing missing, uint8_t* found,
                 uint32_t* freq, int64_t* step) const;
+  void find_part(const es_part& part, es_missing missing) const;
   uint64_t size() const { return n_live_.load(std::memory_order_relaxed); }
   const Config& config() const { return config_; }
 
   // ---- writers
-  std::unique_ptr<Ticket> find_or_insert(const InsertArgs& args);
-  es_apply_report apply(Ticket& ticket, const float* grads, int64_t step, double lr);
-  es_apply_report apply_by_key(const int64_t* keys, uint64_t n, const float* grads, int64_t step, double lr);
+  std::unique_ptr<Ticket> find_or_insert(const Parts& parts, int64_t step, bool admit_always);
+  // Without a ticket by the parts' keys; the parts' rows are gradients.
+  es_apply_report apply(const Parts& parts, Ticket* ticket, int64_t step, double lr);
   es_assign_report assign(const int64_t* keys, uint64_t n, const float* values, es_assign_mode mode, int64_t step);
   void import(const int64_t* keys, uint64_t n, const void* values, const float* slots, const uint32_t* freq,
               const int64_t* step);
@@ -148,7 +141,8 @@ class Table {
   void make_rows(const Ticket& ticket, uint32_t step);
   void publish_rows(Ticket& ticket);
   void count_pending(Ticket& ticket);
-  void gather(const Ticket& ticket, void* out, Dtype row_dtype) const;
+  void gather(const Ticket& ticket, uint64_t first, uint64_t n, void* out, Dtype row_dtype) const;
+  void gather_part(const Ticket& ticket, uint64_t first, const es_part& part) const;
 
   // apply.h
   void check_ticket(const Ticket& ticket) const;
@@ -158,6 +152,7 @@ class Table {
   void resolve_all(Ticket& ticket, std::vector<uint32_t>* wanted, es_apply_report* report);
   void filter_nonfinite(const Ticket& ticket, std::vector<uint32_t>* wanted, const float* grads,
                         es_apply_report* report) const;
+  std::vector<float> key_gradients(const Parts& parts) const;
   es_apply_report apply_locked(Ticket& ticket, const float* grads, int64_t step, double lr);
   void list_updates(const Ticket& ticket, const std::vector<uint32_t>& wanted);
   void note_train_step(int64_t step);
@@ -261,6 +256,19 @@ inline uint64_t Table::find(const int64_t* keys, uint64_t n, void* rows, Dtype r
                        static_cast<char*>(rows) + i * config_.c.dim * size_of(row_dtype));
   }
   return n_found.load();
+}
+
+// The rows of one part, or its pooled bags.
+inline void Table::find_part(const es_part& part, es_missing missing) const {
+  if (part.offsets == nullptr) {
+    find(part.keys, part.n, part.rows, static_cast<Dtype>(part.row_dtype), missing, nullptr, nullptr, nullptr);
+    return;
+  }
+  const uint32_t dim = config_.c.dim;
+  std::vector<float> rows(part.n * dim);
+  find(part.keys, part.n, rows.data(), Dtype::kF32, missing, nullptr, nullptr, nullptr);
+  pool_bags(kernels_, rows.data(), Dtype::kF32, dim, part.offsets, part.n_bags, static_cast<PoolMode>(part.mode),
+            part.weights, static_cast<float*>(part.rows));
 }
 
 inline void Table::clear() {
