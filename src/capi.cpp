@@ -28,7 +28,8 @@ struct es_table {
 };
 
 struct es_ticket {
-  cpu::Ticket ticket;
+  explicit es_ticket(cpu::HeldTicket held) : ticket(std::move(held)) {}
+  cpu::HeldTicket ticket;
 };
 
 namespace {
@@ -149,7 +150,7 @@ void require_gradients(const es_batch& batch) {
     require(batch.parts[p].n == 0 || batch.parts[p].rows != nullptr, "gradients are null");
     require(batch.ticket != nullptr || batch.parts[p].n == 0 || batch.parts[p].keys != nullptr, "keys is null");
   }
-  require(batch.ticket == nullptr || n == batch.ticket->ticket.distinct.inverse.size(),
+  require(batch.ticket == nullptr || n == batch.ticket->ticket->distinct.n(),
           "the gradients are not as many as the keys of the batch");
 }
 
@@ -236,29 +237,27 @@ int es_find_or_insert(es_table* table, const int64_t* keys, uint64_t n, const ui
     require_batch(n, keys, step);
     const Dtype dtype = row_dtype_of(table, row_dtype);
     const es_part part = {keys, n, counts, rows, static_cast<int32_t>(dtype), 0, nullptr, 0, nullptr};
-    auto made = std::make_unique<es_ticket>();
-    made->ticket = std::move(*table->table.find_or_insert(cpu::Parts{&part, 1}, step, admit_always != 0));
-    *ticket = made.release();
+    *ticket = new es_ticket(table->table.find_or_insert(cpu::Parts{&part, 1}, step, admit_always != 0));
   });
 }
 
 void es_ticket_destroy(es_ticket* ticket) { delete ticket; }
-uint64_t es_ticket_n(const es_ticket* ticket) { return ticket->ticket.distinct.inverse.size(); }
-uint64_t es_ticket_n_unique(const es_ticket* ticket) { return ticket->ticket.distinct.n_unique(); }
+uint64_t es_ticket_n(const es_ticket* ticket) { return ticket->ticket->distinct.n(); }
+uint64_t es_ticket_n_unique(const es_ticket* ticket) { return ticket->ticket->distinct.n_unique; }
 const int64_t* es_ticket_keys(const es_ticket* ticket) {
-  return reinterpret_cast<const int64_t*>(ticket->ticket.distinct.keys.data());
+  return reinterpret_cast<const int64_t*>(ticket->ticket->distinct.keys.data());
 }
-const uint8_t* es_ticket_status(const es_ticket* ticket) { return ticket->ticket.status.data(); }
-const uint32_t* es_ticket_inverse(const es_ticket* ticket) { return ticket->ticket.distinct.inverse.data(); }
+const uint8_t* es_ticket_status(const es_ticket* ticket) { return ticket->ticket->status.data(); }
+const uint32_t* es_ticket_inverse(const es_ticket* ticket) { return ticket->ticket->distinct.inverse.data(); }
 
 int es_apply_gradients(es_table* table, es_ticket* ticket, const float* grads, int64_t step, double lr,
                        es_apply_report* report) {
   return guarded([&] {
     require_batch(0, nullptr, step);
     require_rate(lr);
-    const uint64_t n = ticket->ticket.distinct.inverse.size();
+    const uint64_t n = ticket->ticket->distinct.n();
     const es_part part = {nullptr, n, nullptr, const_cast<float*>(grads), ES_F32, 0, nullptr, 0, nullptr};
-    *report = table->table.apply(cpu::Parts{&part, 1}, &ticket->ticket, step, lr);
+    *report = table->table.apply(cpu::Parts{&part, 1}, &*ticket->ticket, step, lr);
   });
 }
 
@@ -286,11 +285,9 @@ int es_find_or_insert_many(es_batch* batches, uint64_t n_batches, int64_t step, 
   return guarded([&] {
     for (uint64_t b = 0; b < n_batches; ++b) batches[b].ticket = nullptr;
     require_batches(batches, n_batches, step);
-    for (uint64_t b = 0; b < n_batches; ++b) {
-      auto made = std::make_unique<es_ticket>();
-      made->ticket = std::move(*batches[b].table->table.find_or_insert(parts_of(batches[b]), step, admit_always != 0));
-      batches[b].ticket = made.release();
-    }
+    for (uint64_t b = 0; b < n_batches; ++b)
+      batches[b].ticket =
+          new es_ticket(batches[b].table->table.find_or_insert(parts_of(batches[b]), step, admit_always != 0));
   });
 }
 
@@ -303,7 +300,7 @@ int es_apply_gradients_many(es_batch* batches, uint64_t n_batches, int64_t step)
     }
     for (uint64_t b = 0; b < n_batches; ++b) {
       es_batch& batch = batches[b];
-      cpu::Ticket* const ticket = batch.ticket != nullptr ? &batch.ticket->ticket : nullptr;
+      cpu::Ticket* const ticket = batch.ticket != nullptr ? &*batch.ticket->ticket : nullptr;
       batch.report = batch.table->table.apply(parts_of(batch), ticket, step, batch.lr);
     }
   });

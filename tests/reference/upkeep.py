@@ -28,6 +28,7 @@ class Upkeep:
         state = self.state
         if step - state.step_base >= BASE_SPAN:
             state.step_base = step - BASE_KEPT
+            state.step = max(state.step, state.step_base)
             at = self.store.live()
             old = at[self.store.step[at] < state.step_base]
             self.store.step[old] = state.step_base

@@ -14,19 +14,23 @@ struct Words4 {
 };
 
 // Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
+// The words may be carried in wider numbers, whose upper halves mean nothing: a vector of 64-bit products needs no
+// shuffles then.
+template <class Carrier = uint32_t>
 EMB_FN Words4 philox(Words4 counter, uint32_t key0, uint32_t key1) {
-  uint32_t c0 = counter.x[0], c1 = counter.x[1], c2 = counter.x[2], c3 = counter.x[3];
+  Carrier c0 = counter.x[0], c1 = counter.x[1], c2 = counter.x[2], c3 = counter.x[3];
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0;
-    const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ key0;
-    c1 = static_cast<uint32_t>(p1);
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ key1;
-    c3 = static_cast<uint32_t>(p0);
+    const uint64_t p0 = static_cast<uint64_t>(static_cast<uint32_t>(c0)) * 0xD2511F53u;
+    const uint64_t p1 = static_cast<uint64_t>(static_cast<uint32_t>(c2)) * 0xCD9E8D57u;
+    c0 = static_cast<Carrier>(p1 >> 32) ^ c1 ^ key0;
+    c1 = static_cast<Carrier>(p1);
+    c2 = static_cast<Carrier>(p0 >> 32) ^ c3 ^ key1;
+    c3 = static_cast<Carrier>(p0);
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  return Words4{{c0, c1, c2, c3}};
+  return Words4{
+      {static_cast<uint32_t>(c0), static_cast<uint32_t>(c1), static_cast<uint32_t>(c2), static_cast<uint32_t>(c3)}};
 }
 
 enum class Purpose : uint32_t { kInitial = 0, kRounding = 1 };
@@ -34,10 +38,11 @@ enum class Purpose : uint32_t { kInitial = 0, kRounding = 1 };
 EMB_FN uint64_t stream_of(uint64_t seed, uint64_t name_hash) { return fixed_hash(seed ^ name_hash); }
 
 // The four words of columns 4 * block .. 4 * block + 3.
+template <class Carrier = uint32_t>
 EMB_FN Words4 words_of(uint64_t stream, uint64_t key, Purpose purpose, uint32_t block, uint32_t last) {
   const Words4 counter = {{static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32),
                            (static_cast<uint32_t>(purpose) << 16) | block, last}};
-  return philox(counter, static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32));
+  return philox<Carrier>(counter, static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32));
 }
 
 EMB_CONST float kTwoToMinus24 = 5.9604644775390625e-08f;

@@ -1,6 +1,7 @@
 // Conversions between float32 and the 16-bit row types, to nearest even or stochastic.
 //
-// Integer code alone, so that every engine rounds alike; docs/semantics.md, section 6, point 8.
+// Mostly integer code, so that every engine rounds alike, and without branches, so that loops become vectors;
+// docs/semantics.md, section 6, point 8.
 #ifndef EMBSTORE_CORE_ROUNDING_H_
 #define EMBSTORE_CORE_ROUNDING_H_
 
@@ -13,38 +14,30 @@ EMB_FN float widen_bf16(uint16_t h) { return float_of(static_cast<uint32_t>(h) <
 
 EMB_FN uint16_t narrow_bf16(float x) {
   const uint32_t u = bits_of(x);
-  if ((u & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);  // NaN stays NaN
-  return static_cast<uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
+  const uint32_t nearest = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>((u & 0x7FFFFFFFu) > 0x7F800000u ? (u >> 16) | 0x40u : nearest);  // NaN stays NaN
 }
 
 EMB_FN float widen_f16(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7FFFu;
-  if (magnitude >= 0x7C00u) return float_of(sign | 0x7F800000u | ((magnitude & 0x3FFu) << 13));
-  if (magnitude >= 0x0400u) return float_of(sign | ((magnitude << 13) + (112u << 23)));
-  const float tiny = static_cast<float>(static_cast<int32_t>(magnitude)) * 5.9604644775390625e-08f;  // 2^-24
-  return float_of(sign | bits_of(tiny));
+  const uint32_t tiny =
+      bits_of(static_cast<float>(static_cast<int32_t>(magnitude)) * 5.9604644775390625e-08f);  // 2^-24
+  const uint32_t normal = (magnitude << 13) + (112u << 23);
+  const uint32_t not_finite = 0x7F800000u | ((magnitude & 0x3FFu) << 13);
+  const uint32_t finite = magnitude >= 0x0400u ? normal : tiny;
+  return float_of(sign | (magnitude >= 0x7C00u ? not_finite : finite));
 }
 
 EMB_FN uint16_t narrow_f16(float x) {
   const uint32_t u = bits_of(x);
-  const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000u);
   const uint32_t a = u & 0x7FFFFFFFu;
-  if (a > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u | ((a >> 13) & 0x1FFu));
-  if (a >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // 65520 and more round to infinity
-  if (a >= 0x38800000u) {                                              // normal in float16
-    const uint32_t rounded = a + 0xFFFu + ((a >> 13) & 1u) - (112u << 23);
-    return static_cast<uint16_t>(sign | (rounded >> 13));
-  }
-  if (a < 0x33000000u) return sign;  // below half of the least subnormal
-  const uint32_t exponent = a >> 23;
-  const uint32_t mantissa = (a & 0x7FFFFFu) | 0x800000u;
-  const uint32_t shift = 126u - exponent;  // 14..24: units of 2^-24 below the binary point
-  const uint32_t whole = mantissa >> shift;
-  const uint32_t rest = mantissa & ((1u << shift) - 1u);
-  const uint32_t half = 1u << (shift - 1u);
-  const uint32_t up = rest > half || (rest == half && (whole & 1u));
-  return static_cast<uint16_t>(sign | (whole + up));
+  const uint32_t normal = (a + 0xFFFu + ((a >> 13) & 1u) - (112u << 23)) >> 13;
+  const uint32_t tiny = bits_of(absolute(x) + 0.5f) - 0x3F000000u;  // in units of 2^-24, the last place of 0.5
+  const uint32_t finite = a >= 0x38800000u ? normal : tiny;
+  const uint32_t ordered = a >= 0x477FF000u ? 0x7C00u : finite;  // 65520 and more round to infinity
+  const uint32_t magnitude = a > 0x7F800000u ? 0x7E00u | ((a >> 13) & 0x1FFu) : ordered;
+  return static_cast<uint16_t>(((u >> 16) & 0x8000u) | magnitude);
 }
 
 EMB_FN float widen(Dtype dtype, uint16_t h) { return dtype == Dtype::kBF16 ? widen_bf16(h) : widen_f16(h); }
@@ -59,13 +52,12 @@ EMB_FN uint16_t truncate(Dtype dtype, float x) {
 
 // Rounds away from zero with the probability that makes the expectation x; r is uniform in [0, 1).
 EMB_FN uint16_t narrow_stochastic(Dtype dtype, float x, float r) {
-  if (!is_finite(x)) return narrow(dtype, x);
   const uint16_t down = truncate(dtype, x);
   const uint16_t up = static_cast<uint16_t>(down + 1);
   const float low = absolute(widen(dtype, down));
   const float high = absolute(widen(dtype, up));
-  if (!is_finite(high)) return narrow(dtype, x);
-  return r < (absolute(x) - low) / (high - low) ? up : down;
+  const uint16_t chosen = r < (absolute(x) - low) / (high - low) ? up : down;
+  return is_finite(x) && is_finite(high) ? chosen : narrow(dtype, x);
 }
 
 }  // namespace embstore

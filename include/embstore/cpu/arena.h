@@ -13,7 +13,7 @@
 
 #include "../core/types.h"
 #include "memory.h"
-#include "shared.h"
+#include "slab.h"
 
 namespace embstore::cpu {
 
@@ -34,9 +34,8 @@ class Arena {
   uint64_t stride() const { return stride_; }
   uint64_t capacity() const { return n_chunks_ << shift_; }
 
-  char* row(uint32_t id) const {
-    return load_shared(chunks() + (id >> shift_)) + (id & ((1u << shift_) - 1u)) * stride_;
-  }
+  Slab slab() const { return Slab{chunks(), shift_, static_cast<uint32_t>(stride_)}; }
+  char* row(uint32_t id) const { return slab_row(slab(), id); }
 
   // Address space for rows [0, n_rows). Throws std::bad_alloc and leaves what was.
   void grow_to(uint64_t n_rows) {

@@ -3,85 +3,69 @@
 #define EMBSTORE_CPU_DEDUP_H_
 
 #include <cstring>
-#include <vector>
 
-#include "../core/types.h"
 #include "index.h"
+#include "kernels.h"
 
 namespace embstore::cpu {
 
+// What the backward pass needs too. Arrays but `inverse` have n_unique elements; `inverse` has one for each position.
 struct Distinct {
-  std::vector<uint64_t> keys;         // (n_unique,)
-  std::vector<uint64_t> hashes;       // (n_unique,) the index's hash
-  std::vector<uint32_t> occurrences;  // (n_unique,) sum of counts, saturating
-  std::vector<uint32_t> n_positions;  // (n_unique,) how many positions of the batch hold the key
-  std::vector<uint32_t> first;        // (n_unique,) the first of them
-  std::vector<uint32_t> inverse;      // (n,) into the distinct keys
+  Scratch<uint64_t> keys;
+  Scratch<uint32_t> n_positions;  // how many positions of the batch hold the key
+  Scratch<uint32_t> first;        // the first of them
+  Scratch<uint32_t> inverse;      // into the distinct keys
+  uint64_t n_unique = 0;
 
-  uint64_t n_unique() const { return keys.size(); }
-
-  void clear() {
-    keys.clear();
-    hashes.clear();
-    occurrences.clear();
-    n_positions.clear();
-    first.clear();
-    inverse.clear();
-  }
+  uint64_t n() const { return inverse.size(); }
+  uint64_t bytes() const { return keys.bytes() + n_positions.bytes() + first.bytes() + inverse.bytes(); }
 };
 
-// Distinct keys by a hash table of its own, which is kept from batch to batch. Belongs to one writer.
+// What the call at work needs of each distinct key; arrays of n_unique elements.
+struct Lookup {
+  Scratch<uint64_t> hashes;
+  Scratch<Cell> cells;
+  Scratch<uint32_t> counted;              // room for `occurrences`
+  const uint32_t* occurrences = nullptr;  // sum of counts, saturating
+  uint64_t layout = 0;                    // of the index when the cells were found
+
+  uint64_t bytes() const { return hashes.bytes() + cells.bytes() + counted.bytes(); }
+};
+
+// Distinct keys by a hash table of its own, each looked up in the index on the way. Belongs to one writer.
 class Dedup {
  public:
   // counts (n,) may be null: one each.
-  void run(const Index& index, const int64_t* keys, uint64_t n, const uint32_t* counts, Distinct* out) {
-    out->clear();
-    prepare(n, out);
-    for (uint64_t i = 0; i < n; ++i) {
-      const uint64_t key = static_cast<uint64_t>(keys[i]);
-      const uint64_t hash = index.hash(key);
-      const uint32_t count = counts != nullptr ? counts[i] : 1;
-      const uint32_t unique = place(key, hash, static_cast<uint32_t>(i), out);
-      out->occurrences[unique] = saturating_add(out->occurrences[unique], count);
-      ++out->n_positions[unique];
-      out->inverse[i] = unique;
-    }
+  void run(const Kernels& kernels, const Index& index, const int64_t* keys, uint64_t n, const uint32_t* counts,
+           Distinct* out, Lookup* lookup) {
+    uint64_t n_slots = 64;
+    while (n_slots < 2 * n + 2) n_slots *= 2;
+    slots_.resize(n_slots);
+    std::memset(slots_.data(), 0, n_slots * sizeof(uint32_t));
+    DedupContext c = {};
+    c.view = index.view();
+    c.hash_keys = index.hash_keys();
+    c.keys = keys;
+    c.n = n;
+    c.counts = counts;
+    c.slots = slots_.data();
+    c.n_slots = n_slots;
+    c.out_keys = out->keys.resize(n);
+    c.out_hashes = lookup->hashes.resize(n);
+    c.out_first = out->first.resize(n);
+    c.out_n_positions = out->n_positions.resize(n);
+    c.out_occurrences = counts != nullptr ? lookup->counted.resize(n) : nullptr;
+    c.out_inverse = out->inverse.resize(n);
+    c.out_cells = lookup->cells.resize(n);
+    out->n_unique = kernels.dedup(c);
+    lookup->occurrences = counts != nullptr ? lookup->counted.data() : out->n_positions.data();
+    lookup->layout = index.layout();
   }
 
-  uint64_t bytes() const { return slots_.capacity() * sizeof(uint32_t); }
+  uint64_t bytes() const { return slots_.bytes(); }
 
  private:
-  void prepare(uint64_t n, Distinct* out) {
-    uint64_t size = 64;
-    while (size < 2 * n) size *= 2;
-    slots_.assign(size, 0);
-    mask_ = size - 1;
-    out->inverse.resize(n);
-    out->keys.reserve(n);
-    out->hashes.reserve(n);
-    out->occurrences.reserve(n);
-    out->n_positions.reserve(n);
-    out->first.reserve(n);
-  }
-
-  // The number of this key among the distinct ones; slots hold that number plus one.
-  uint32_t place(uint64_t key, uint64_t hash, uint32_t position, Distinct* out) {
-    for (uint64_t s = hash & mask_;; s = (s + 1) & mask_) {
-      const uint32_t held = slots_[s];
-      if (held != 0 && out->keys[held - 1] == key) return held - 1;
-      if (held != 0) continue;
-      out->keys.push_back(key);
-      out->hashes.push_back(hash);
-      out->occurrences.push_back(0);
-      out->n_positions.push_back(0);
-      out->first.push_back(position);
-      slots_[s] = static_cast<uint32_t>(out->keys.size());
-      return static_cast<uint32_t>(out->keys.size() - 1);
-    }
-  }
-
-  std::vector<uint32_t> slots_;
-  uint64_t mask_ = 0;
+  Scratch<uint32_t> slots_;
 };
 
 }  // namespace embstore::cpu

@@ -6,6 +6,8 @@
 #ifndef EMBSTORE_CPU_GATHER_H_
 #define EMBSTORE_CPU_GATHER_H_
 
+#include <unistd.h>
+
 #include <atomic>
 #include <vector>
 
@@ -30,7 +32,17 @@ struct FindArgs {
   uint32_t* freq;
   int64_t* step;
   int64_t step_base;
+  bool is_streamed;  // rows go past the caches
 };
+
+// Outputs beyond this go past the caches: their first lines would be gone before the last are written.
+inline uint64_t streamed_from() {
+  static const uint64_t n_bytes = [] {
+    const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return l3 > 0 ? static_cast<uint64_t>(l3) / 2 : uint64_t{16} << 20;
+  }();
+  return n_bytes;
+}
 
 class Reader {
  public:
@@ -41,22 +53,29 @@ class Reader {
   // Positions [first, end) of the batch; how many of them were found.
   uint64_t run(uint64_t first, uint64_t end) {
     uint64_t n_found = 0;
-    for (; first < end; first += kChunk) n_found += run_chunk(first, std::min(end, first + kChunk));
+    for (; first < end; first += kChunk) {
+      const uint64_t n = std::min(end - first, kChunk);
+      uint64_t n_chunk = 0;
+      if (!run_quiet(first, n, &n_chunk)) n_chunk = run_beside_writer(first, n);
+      n_found += n_chunk;
+    }
     return n_found;
   }
 
-  static constexpr uint64_t kChunk = 1024;
+  static constexpr uint64_t kChunk = 2048;
 
  private:
-  uint64_t run_chunk(uint64_t first, uint64_t end);
-  void probe_chunk(uint64_t first, uint64_t n, const View& view);
+  bool run_quiet(uint64_t first, uint64_t n, uint64_t* n_found);
+  uint64_t run_beside_writer(uint64_t first, uint64_t n);
+  FindContext context(uint64_t* view_version) const {
+    return FindContext{storage_.index.shared_view(view_version), storage_.index.hash_keys(),
+                       storage_.rows.values_slab(), storage_.rows.versions(), args_.default_row};
+  }
+  void put_rows(uint64_t first, uint64_t n);
   bool read_again(uint64_t position);
-  void put_meta(uint64_t position, const SharedHit& hit);
+  bool is_unchanged_hit(const ReadVersions& read) const;
   char* out_row(uint64_t position) const {
     return static_cast<char*>(args_.rows) + position * format_.dim * size_of(args_.row_dtype);
-  }
-  const void* source_of(const SharedHit& hit) const {
-    return is_row_word(hit.word) ? storage_.rows.values(row_of_word(hit.word)) : args_.default_row;
   }
 
   const Storage& storage_;
@@ -64,46 +83,59 @@ class Reader {
   const RowFormat& format_;
   const Kernels& kernels_;
   const FindArgs& args_;
-  SharedHit hits_[kChunk];
   const void* sources_[kChunk];
+  uint32_t words_[kChunk];
 };
 
-inline uint64_t Reader::run_chunk(uint64_t first, uint64_t end) {
-  const uint64_t n = end - first;
+// Without versions: good if no writer worked before, while and after. False, and no result, if one did.
+inline bool Reader::run_quiet(uint64_t first, uint64_t n, uint64_t* n_found) {
   const uint64_t writes_before = write_count_.load(std::memory_order_acquire);
+  if ((writes_before & 1) != 0) return false;
   uint64_t view_version;
-  const View view = storage_.index.shared_view(&view_version);
-  probe_chunk(first, n, view);
-  if (args_.rows != nullptr) kernels_.copy_rows(sources_, n, format_, args_.row_dtype, out_row(first));
-  for (uint64_t i = 0; i < n; ++i) put_meta(first + i, hits_[i]);
+  const FindContext c = context(&view_version);
+  *n_found = kernels_.find_rows(c, args_.keys + first, n, sources_, words_);
+  put_rows(first, n);
   std::atomic_thread_fence(std::memory_order_acquire);
-  const bool is_quiet = (writes_before & 1) == 0 && write_count_.load(std::memory_order_relaxed) == writes_before;
+  return write_count_.load(std::memory_order_relaxed) == writes_before;
+}
+
+inline uint64_t Reader::run_beside_writer(uint64_t first, uint64_t n) {
+  ReadVersions versions[kChunk];
+  uint64_t view_version;
+  const FindContext c = context(&view_version);
+  kernels_.find_rows_versioned(c, args_.keys + first, n, sources_, words_, versions);
+  put_rows(first, n);
+  std::atomic_thread_fence(std::memory_order_acquire);
   const bool has_same_view = storage_.index.view_version() == view_version;
   uint64_t n_found = 0;
   for (uint64_t i = 0; i < n; ++i) {
-    const SharedHit& hit = hits_[i];
-    bool is_found = is_row_word(hit.word);
-    if (!is_quiet && (!has_same_view || hit.bucket == nullptr || !is_unchanged(&hit.bucket->control, hit.version)))
-      is_found = read_again(first + i);
+    bool is_found = is_row_word(words_[i]);
+    if (!has_same_view || !is_unchanged_hit(versions[i])) is_found = read_again(first + i);
     n_found += is_found;
-    if (args_.found != nullptr) args_.found[first + i] = is_found;
   }
   return n_found;
 }
 
-inline void Reader::probe_chunk(uint64_t first, uint64_t n, const View& view) {
-  constexpr uint64_t kAhead = 32;
-  const Bucket* homes[kChunk];
-  for (uint64_t i = 0; i < n + kAhead; ++i) {
-    if (i < n) {
-      homes[i] = view.home(storage_.index.hash(static_cast<uint64_t>(args_.keys[first + i])));
-      __builtin_prefetch(homes[i]);
-    }
-    if (i < kAhead) continue;
-    const uint64_t at = i - kAhead;
-    hits_[at] = probe_shared<false>(homes[at], static_cast<uint64_t>(args_.keys[first + at]));
-    sources_[at] = source_of(hits_[at]);
+// All outputs of positions [first, first + n), by sources_ and words_.
+inline void Reader::put_rows(uint64_t first, uint64_t n) {
+  if (args_.rows != nullptr)
+    kernels_.copy_rows(sources_, n, format_, args_.row_dtype, args_.is_streamed, out_row(first));
+  for (uint64_t i = 0; args_.found != nullptr && i < n; ++i) args_.found[first + i] = is_row_word(words_[i]);
+  if (args_.freq == nullptr && args_.step == nullptr) return;
+  for (uint64_t i = 0; i < n; ++i) {
+    const bool is_row = is_row_word(words_[i]);
+    const Meta* meta = is_row ? storage_.rows.meta(row_of_word(words_[i])) : nullptr;
+    if (args_.freq != nullptr) args_.freq[first + i] = is_row ? __atomic_load_n(&meta->freq, __ATOMIC_RELAXED) : 0;
+    if (args_.step != nullptr)
+      args_.step[first + i] = is_row ? args_.step_base + __atomic_load_n(&meta->step, __ATOMIC_RELAXED) : -1;
   }
+}
+
+// A miss is always doubtful: the key may have been moving.
+inline bool Reader::is_unchanged_hit(const ReadVersions& read) const {
+  if (read.hit.bucket == nullptr || !is_unchanged(&read.hit.bucket->control, read.hit.version)) return false;
+  if (!is_row_word(read.hit.word)) return true;
+  return is_unchanged(storage_.rows.version(row_of_word(read.hit.word)), read.row);
 }
 
 // One key with every version checked, until a row was read whole.
@@ -111,25 +143,18 @@ inline bool Reader::read_again(uint64_t position) {
   const uint64_t key = static_cast<uint64_t>(args_.keys[position]);
   for (;;) {
     uint64_t view_version;
-    const View view = storage_.index.shared_view(&view_version);
-    const SharedHit hit = probe_shared<true>(view.home(storage_.index.hash(key)), key);
-    const void* source = source_of(hit);
-    if (args_.rows != nullptr) kernels_.copy_rows(&source, 1, format_, args_.row_dtype, out_row(position));
-    put_meta(position, hit);
-    if (hit.bucket != nullptr && !is_unchanged(&hit.bucket->control, hit.version)) continue;
+    const FindContext c = context(&view_version);
+    const SharedHit hit = probe_shared<true>(home_of(c.view, storage_.index.hash(key)), key);
+    const bool is_row = is_row_word(hit.word);
+    const ReadVersions versions = {hit, is_row ? begin_read(storage_.rows.version(row_of_word(hit.word))) : 0};
+    sources_[0] = is_row ? storage_.rows.values(row_of_word(hit.word)) : args_.default_row;
+    words_[0] = hit.word;
+    put_rows(position, 1);
+    if (hit.bucket != nullptr && !is_unchanged_hit(versions)) continue;
     std::atomic_thread_fence(std::memory_order_acquire);
     if (storage_.index.view_version() != view_version) continue;
-    return is_row_word(hit.word);
+    return is_row;
   }
-}
-
-inline void Reader::put_meta(uint64_t position, const SharedHit& hit) {
-  if (args_.freq == nullptr && args_.step == nullptr) return;
-  const bool is_row = is_row_word(hit.word);
-  const Meta* meta = is_row ? storage_.rows.meta(row_of_word(hit.word)) : nullptr;
-  if (args_.freq != nullptr) args_.freq[position] = is_row ? __atomic_load_n(&meta->freq, __ATOMIC_RELAXED) : 0;
-  if (args_.step != nullptr)
-    args_.step[position] = is_row ? args_.step_base + __atomic_load_n(&meta->step, __ATOMIC_RELAXED) : -1;
 }
 
 }  // namespace embstore::cpu

@@ -1,8 +1,6 @@
 // Keys to row words: 64-byte buckets of five exact keys, probed linearly, grown in place without a cliff.
 //
-// 1. A key's home bucket is the high part of hash x n; a probe goes on to the next bucket while the one before is full
-// of
-//    cells that were ever used, and ends at an empty cell. The last bucket is never used, so every probe ends.
+// 1. Probing is probe.h's. The last bucket is never used, so every probe ends.
 // 2. Growth moves home buckets in ascending order, some with each batch: homes below `boundary` are in `to`, the others
 //    in `from`. What was moved is left behind unchanged and is dead.
 // 3. Readers take the view by a seqlock; its number changes with every move, and a reader whose view has changed looks
@@ -15,50 +13,14 @@
 #include <atomic>
 #include <stdexcept>
 
-#include "../core/hash.h"
-#include "../core/types.h"
 #include "memory.h"
-#include "shared.h"
+#include "probe.h"
 
 namespace embstore::cpu {
 
-constexpr uint32_t kCells = 5;
-
-struct alignas(64) Bucket {
-  uint64_t key[kCells];
-  uint32_t word[kCells];
-  uint32_t control;
-};
-static_assert(sizeof(Bucket) == 64, "a bucket is one cache line");
-
-EMB_FN bool has_empty_cell(const Bucket& bucket) {
-  bool has_empty = false;
-  for (uint32_t i = 0; i < kCells; ++i) has_empty |= bucket.word[i] == kWordEmpty;
-  return has_empty;
-}
-
-struct Cell {  // where a key was found; bucket is null where it was not
-  Bucket* bucket = nullptr;
-  uint32_t slot = 0;
-  uint32_t word = kWordEmpty;
-};
-
-struct View {
-  Bucket* from = nullptr;
-  Bucket* to = nullptr;
-  uint64_t n_from = 0;
-  uint64_t n_to = 0;
-  uint64_t boundary = 0;
-
-  Bucket* home(uint64_t hash) const {
-    const uint64_t b = bucket_of(hash, n_from);
-    return b < boundary ? to + bucket_of(hash, n_to) : from + b;
-  }
-};
-
 class Index {
  public:
-  explicit Index(HashSeed seed) : hash_keys_(hash_keys(seed)) {
+  explicit Index(HashSeed seed) : hash_keys_(embstore::hash_keys(seed)) {
     from_ = allocate(kLeastBuckets);
     view_.from = buckets(from_);
     view_.n_from = kLeastBuckets;
@@ -66,6 +28,7 @@ class Index {
   }
 
   uint64_t hash(uint64_t key) const { return keyed_hash(key, hash_keys_); }
+  const HashKeys& hash_keys() const { return hash_keys_; }
   uint64_t layout() const { return layout_; }  // changes whenever a key may have moved
   uint64_t n_cells() const { return (view_.to != nullptr ? view_.n_to : view_.n_from) * kCells; }
   uint64_t n_tombstones() const { return n_tombstones_; }
@@ -78,7 +41,7 @@ class Index {
 
   // ---- for the writer
   Cell find(uint64_t key, uint64_t hash) const;
-  void prefetch(uint64_t hash) const { __builtin_prefetch(view_.home(hash)); }
+  void prefetch(uint64_t hash) const { __builtin_prefetch(home_of(view_, hash)); }
   // Puts an absent key; there must be room (ensure). Returns its cell.
   Cell insert(uint64_t key, uint64_t hash, uint32_t word);
   void set_word(const Cell& cell, uint32_t word);
@@ -159,53 +122,6 @@ class Index {
   std::atomic<uint64_t> shared_boundary_{0};
 };
 
-// What a lock-free probe saw: the cell's row word and the version of its bucket. A miss has no bucket.
-struct SharedHit {
-  const Bucket* bucket;
-  uint32_t word;
-  uint32_t version;
-};
-
-// Which cells of a bucket hold the key's bits, and which were never used; a bit each. No branch depends on the data.
-struct CellMasks {
-  uint32_t matching;
-  uint32_t empty;
-};
-
-EMB_FN CellMasks cell_masks(const Bucket* bucket, uint64_t key) {
-  CellMasks masks = {0, 0};
-  for (uint32_t i = 0; i < kCells; ++i) {
-    masks.matching |= static_cast<uint32_t>(load_shared(&bucket->key[i]) == key) << i;
-    masks.empty |= static_cast<uint32_t>(load_shared(&bucket->word[i]) == kWordEmpty) << i;
-  }
-  return masks;
-}
-
-// The slot among `matching` whose cell is in use (a cell that is not may hold the key's bits); kCells if there is none.
-EMB_FN uint32_t slot_in_use(const Bucket* bucket, uint32_t matching) {
-  for (; matching != 0; matching &= matching - 1) {
-    const uint32_t slot = static_cast<uint32_t>(__builtin_ctz(matching));
-    if (load_shared(&bucket->word[slot]) >= kWordFirstRow) return slot;
-  }
-  return kCells;
-}
-
-// Finds a key while a writer may work. With `is_strict` each bucket passed is read whole; without, the caller checks
-// afterwards that nothing was written meanwhile.
-template <bool is_strict>
-EMB_FN SharedHit probe_shared(const Bucket* bucket, uint64_t key) {
-  for (;;) {
-    const uint32_t version = begin_read(&bucket->control);
-    const CellMasks masks = cell_masks(bucket, key);
-    const uint32_t slot = slot_in_use(bucket, masks.matching);
-    const uint32_t word = slot < kCells ? load_shared(&bucket->word[slot]) : kWordEmpty;
-    if (is_strict && !is_unchanged(&bucket->control, version)) continue;
-    if (slot < kCells) return SharedHit{bucket, word, version};
-    if (masks.empty != 0) return SharedHit{nullptr, kWordEmpty, version};
-    ++bucket;
-  }
-}
-
 inline View Index::shared_view(uint64_t* version) const {
   for (;;) {
     View view;
@@ -232,14 +148,7 @@ inline void Index::publish() {
   ++layout_;
 }
 
-inline Cell Index::find(uint64_t key, uint64_t hash) const {
-  for (Bucket* bucket = view_.home(hash);; ++bucket) {
-    const CellMasks masks = cell_masks(bucket, key);
-    const uint32_t slot = slot_in_use(bucket, masks.matching);
-    if (slot < kCells) return Cell{bucket, slot, bucket->word[slot]};
-    if (masks.empty != 0) return Cell{};
-  }
-}
+inline Cell Index::find(uint64_t key, uint64_t hash) const { return find_cell(home_of(view_, hash), key); }
 
 // The first cell of the probe that is free; null when the pad is used up.
 inline Cell Index::claim(Bucket* bucket, const Bucket* end, uint64_t key, uint32_t word, bool* was_tombstone) {
@@ -259,7 +168,7 @@ inline Cell Index::claim(Bucket* bucket, const Bucket* end, uint64_t key, uint32
 
 inline Cell Index::insert(uint64_t key, uint64_t hash, uint32_t word) {
   for (;;) {
-    Bucket* const home = view_.home(hash);
+    Bucket* const home = home_of(view_, hash);
     const bool is_in_to = view_.to != nullptr && home >= view_.to && home < view_.to + view_.n_to;
     Bucket* const base = is_in_to ? view_.to : view_.from;
     const uint64_t n = is_in_to ? view_.n_to : view_.n_from;

@@ -6,17 +6,14 @@
 
 namespace embstore::cpu {
 
-inline std::unique_ptr<Ticket> Table::find_or_insert(const Parts& parts, int64_t given_step, bool admit_always) {
+inline HeldTicket Table::find_or_insert(const Parts& parts, int64_t given_step, bool admit_always) {
   Writer writer(*this);
   advance_base(given_step);
   const int64_t step = clamped(given_step);
   maintain(step);
-  auto ticket = std::make_unique<Ticket>();
-  ticket->table_id = id_;
-  ticket->n_clears = n_clears_;
   const JoinedKeys joined(parts);
-  dedup_.run(index(), joined.keys(), joined.n(), joined.counts(), &ticket->distinct);
-  probe(*ticket);
+  HeldTicket ticket = new_ticket();
+  look_up(joined, &*ticket);
   decide(*ticket, admit_always);
   const Room room = make_room(*ticket);
   reserve_for(*ticket, room);
@@ -27,6 +24,18 @@ inline std::unique_ptr<Ticket> Table::find_or_insert(const Parts& parts, int64_t
     first += part.n;
   }
   return ticket;
+}
+
+inline HeldTicket Table::new_ticket() {
+  HeldTicket ticket(shelf_);
+  ticket->table_id = id_;
+  ticket->n_clears = n_clears_;
+  return ticket;
+}
+
+// The batch's distinct keys and their cells.
+inline void Table::look_up(const JoinedKeys& joined, Ticket* ticket) {
+  dedup_.run(kernels_, index(), joined.keys(), joined.n(), joined.counts(), &ticket->distinct, &lookup_);
 }
 
 // ---- what is due at a step
@@ -101,6 +110,7 @@ inline void Table::advance_base(int64_t step) {
     if (is_clamped) log_.note_written(row);
   });
   state_.step_base = base;
+  state_.step = std::max(state_.step, base);  // also where the call fails later on
   shared_step_base_.store(base, std::memory_order_relaxed);
 }
 
@@ -116,21 +126,18 @@ inline uint32_t Table::relative(int64_t step) const { return static_cast<uint32_
 
 // ---- planning
 
-inline void Table::probe(Ticket& ticket) {
-  constexpr uint64_t kAhead = 16;
-  const Distinct& d = ticket.distinct;
-  const uint64_t n = d.n_unique();
-  ticket.cells.resize(n);
-  for (uint64_t u = 0; u < std::min(n, kAhead); ++u) index().prefetch(d.hashes[u]);
-  for (uint64_t u = 0; u < n; ++u) {
-    if (u + kAhead < n) index().prefetch(d.hashes[u + kAhead]);
-    ticket.cells[u] = index().find(d.keys[u], d.hashes[u]);
-  }
-  ticket.layout = index().layout();
+// Looks the keys up again where the index has moved since.
+inline void Table::probe_again(const Ticket& ticket) {
+  if (lookup_.layout == index().layout()) return;
+  for_ranges(ticket.distinct.n_unique, [&](uint32_t, uint64_t first, uint64_t end) {
+    kernels_.find_cells(index().view(), ticket.distinct.keys.data() + first, lookup_.hashes.data() + first, end - first,
+                        lookup_.cells.data() + first);
+  });
+  lookup_.layout = index().layout();
 }
 
-inline uint32_t Table::count_before(const Ticket& ticket, uint64_t unique) const {
-  const Cell& cell = ticket.cells[unique];
+inline uint32_t Table::count_before(uint64_t unique) const {
+  const Cell& cell = lookup_.cells[unique];
   if (is_candidate_word(cell.word)) return candidate_count(cell.word);
   if (!config_.has_bloom()) return 0;
   const BloomPlace& place = places_[unique];
@@ -140,28 +147,54 @@ inline uint32_t Table::count_before(const Ticket& ticket, uint64_t unique) const
 
 inline void Table::decide(Ticket& ticket, bool admit_always) {
   const Distinct& d = ticket.distinct;
-  const uint64_t n = d.n_unique();
-  ticket.status.assign(n, ES_FOUND);
+  const uint64_t n = d.n_unique;
+  ticket.status.resize(n);
+  ticket.rows.resize(n);
+  const bool has_missing = note_found(ticket, ES_INSERTED);
+  if (!has_missing) return;
   before_.assign(n, 0);
   if (config_.has_bloom()) places_.resize(n);
   const bool admits_all = admit_always || config_.c.admission_kind == ES_ADMIT_ALL;
   for (uint64_t u = 0; u < n; ++u) {
-    if (is_row_word(ticket.cells[u].word)) continue;
+    if (ticket.status[u] == ES_FOUND) continue;
     if (config_.has_bloom()) places_[u] = bloom_place(d.keys[u], config_.bloom);
-    before_[u] = count_before(ticket, u);
-    const bool admits = admits_all || is_admitted(before_[u], d.occurrences[u], config_.c.min_count);
+    before_[u] = count_before(u);
+    const bool admits = admits_all || is_admitted(before_[u], lookup_.occurrences[u], config_.c.min_count);
     ticket.status[u] = admits ? ES_INSERTED : ES_PENDING;
   }
 }
 
+// Sets the rows and status of keys that have a row; the others get status `absent`. Whether there are such.
+inline bool Table::note_found(Ticket& ticket, es_key_status absent) {
+  const uint64_t n = ticket.distinct.n_unique;
+  ticket.status.resize(n);
+  ticket.rows.resize(n);
+  std::atomic<bool> has_missing{false};
+  for_ranges(n, [&](uint32_t, uint64_t first, uint64_t end) {
+    uint64_t n_found = 0;
+    for (uint64_t u = first; u < end; ++u) {
+      const uint32_t word = lookup_.cells[u].word;
+      const bool is_found = is_row_word(word);
+      ticket.rows[u] = is_found ? row_of_word(word) : kNoRow;
+      ticket.status[u] = static_cast<uint8_t>(is_found ? ES_FOUND : absent);
+      n_found += is_found;
+    }
+    if (n_found < end - first) has_missing.store(true, std::memory_order_relaxed);
+  });
+  ticket.n_removals = n_removals_;
+  ticket.is_all_rows = !has_missing.load(std::memory_order_relaxed);
+  return !ticket.is_all_rows;
+}
+
 inline bool Table::needs_cell(const Ticket& ticket, uint64_t unique) const {
-  if (ticket.cells[unique].bucket != nullptr) return false;
+  if (lookup_.cells[unique].bucket != nullptr) return false;
   const uint8_t status = ticket.status[unique];
   return status == ES_INSERTED || (status == ES_PENDING && config_.has_counter());
 }
 
 inline Table::Room Table::count_needs(const Ticket& ticket) const {
   Room room;
+  if (ticket.is_all_rows) return room;
   for (uint64_t u = 0; u < ticket.status.size(); ++u) {
     room.n_rows += ticket.status[u] == ES_INSERTED;
     room.n_cells += needs_cell(ticket, u);
@@ -173,7 +206,8 @@ inline Table::Room Table::count_needs(const Ticket& ticket) const {
 inline uint64_t Table::own_bytes() const { return bloom_.bytes() + log_.bytes() + graveyard_.bytes() + sizeof(Table); }
 
 inline uint64_t Table::scratch_bytes() const {
-  return dedup_.bytes() + sums_.bytes() + tasks_.bytes() + export_order_.bytes();
+  return dedup_.bytes() + lookup_.bytes() + gradients_.bytes() + sums_.bytes() + updates_.bytes() + births_.bytes() +
+         pooling_.bytes() + shelf_->bytes() + export_order_.bytes();
 }
 
 inline uint64_t Table::bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_victims) const {
@@ -185,7 +219,7 @@ inline uint64_t Table::bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_
 // How many distinct keys, from the first, can be served within max_bytes.
 inline uint64_t Table::fitting_prefix(const Ticket& ticket, uint64_t n_victims) const {
   const uint64_t n = ticket.status.size();
-  if (config_.c.max_bytes == 0) return n;
+  if (config_.c.max_bytes == 0 || ticket.is_all_rows) return n;
   std::vector<uint64_t> n_rows(n + 1, 0);
   std::vector<uint64_t> n_cells(n + 1, 0);
   for (uint64_t u = 0; u < n; ++u) {
@@ -223,8 +257,8 @@ inline uint64_t Table::row_limit(const Ticket& ticket) {
 
 inline void Table::refuse_rows_beyond(Ticket& ticket, uint64_t limit) {
   uint64_t n = 0;
-  for (uint8_t& status : ticket.status)
-    if (status == ES_INSERTED && n++ >= limit) status = ES_REFUSED;
+  for (uint64_t u = 0; u < ticket.status.size(); ++u)
+    if (ticket.status[u] == ES_INSERTED && n++ >= limit) ticket.status[u] = ES_REFUSED;
 }
 
 inline void Table::refuse_from(Ticket& ticket, uint64_t first) {
@@ -236,6 +270,7 @@ inline void Table::refuse_from(Ticket& ticket, uint64_t first) {
 
 // Turns what does not fit into refusals, or names the victims that make room, or throws.
 inline Table::Room Table::make_room(Ticket& ticket) {
+  if (ticket.is_all_rows) return Room();
   const uint64_t n_live = storage_->rows.n_live();
   const uint64_t limit = row_limit(ticket);
   const uint64_t n_wanted = count_needs(ticket).n_rows;
@@ -261,8 +296,8 @@ inline Table::Room Table::make_room(Ticket& ticket) {
 inline std::vector<Victim> Table::choose_victims(const Ticket& ticket, uint64_t target) const {
   const Rows& rows = storage_->rows;
   std::vector<bool> is_kept(rows.n_ids(), false);
-  for (const Cell& cell : ticket.cells)
-    if (is_row_word(cell.word)) is_kept[row_of_word(cell.word)] = true;
+  for (uint64_t u = 0; u < ticket.status.size(); ++u)
+    if (ticket.status[u] == ES_FOUND) is_kept[ticket.rows[u]] = true;
   std::vector<Victim> victims;
   rows.for_each(0, rows.n_ids(), [&](uint32_t row, const Meta* meta) {
     const int64_t key = static_cast<int64_t>(meta->key);
@@ -274,14 +309,13 @@ inline std::vector<Victim> Table::choose_victims(const Ticket& ticket, uint64_t 
   return victims;
 }
 
-// The last that may fail. Afterwards the ticket's cells are those of the index as it is now.
+// The last that may fail. Afterwards the cells are those of the index as it is now.
 inline void Table::reserve_for(Ticket& ticket, const Room& room) {
   index().ensure(room.n_cells);
-  if (ticket.layout != index().layout()) probe(ticket);
+  probe_again(ticket);
   const uint64_t n_more = room.n_rows > room.victims.size() ? room.n_rows - room.victims.size() : 0;
   rows().reserve(n_more);
-  tasks_.reset(room.n_rows, config_.c.dim + 4 + format().n_slots);
-  born_.resize(ticket.cells.size());
+  births_.reserve(room.n_rows, config_.c.dim + 4 + format().n_slots);
   log_.reserve(rows().n_ids() + n_more, room.victims.size());
   plan_removal(room.victims, config_.c.collect_evicted != 0);
 }
@@ -292,112 +326,102 @@ inline void Table::commit_insert(Ticket& ticket, const Room& room, int64_t step)
   Commit commit(*this);
   remove_victims(room.victims);
   touch_hits(ticket);
-  make_rows(ticket, relative(step));
-  run_births(kernels_, birth_context(), tasks_);
-  publish_rows(ticket);
-  count_pending(ticket);
   state_.step = std::max(state_.step, step);
-  ticket.layout = index().layout();
+  if (!ticket.is_all_rows) {
+    make_rows(ticket, relative(step));
+    births_.run(kernels_, birth_context());
+    publish_rows(ticket);
+    count_pending(ticket);
+  }
+  ticket.n_removals = n_removals_;
 }
 
 inline void Table::touch_hits(const Ticket& ticket) {
-  constexpr uint64_t kAhead = 16;
-  const uint64_t n = ticket.cells.size();
-  for (uint64_t u = 0; u < n; ++u) {
-    if (u + kAhead < n && is_row_word(ticket.cells[u + kAhead].word))
-      __builtin_prefetch(rows().meta(row_of_word(ticket.cells[u + kAhead].word)), 1);
-    if (ticket.status[u] != ES_FOUND) continue;
-    const uint32_t row = row_of_word(ticket.cells[u].word);
-    Meta* meta = rows().meta(row);
-    __atomic_store_n(&meta->freq, saturating_add(meta->freq, ticket.distinct.occurrences[u]), __ATOMIC_RELAXED);
-    log_.note_written(row);
-  }
+  for_ranges(ticket.distinct.n_unique, [&](uint32_t, uint64_t first, uint64_t end) {
+    kernels_.touch_rows(rows().meta_slab(), ticket.rows.data() + first, ticket.status.data() + first,
+                        lookup_.occurrences + first, end - first);
+  });
+  if (!log_.is_on()) return;
+  for (uint64_t u = 0; u < ticket.status.size(); ++u)
+    if (ticket.status[u] == ES_FOUND) log_.note_written(ticket.rows[u]);
 }
 
-// Rows that the index does not name yet; their values and slots come by run_births, or by whoever has better ones.
-inline void Table::make_rows(const Ticket& ticket, uint32_t step) {
+// Rows that the index does not name yet; their values and slots come by births_, or by whoever has better ones.
+inline void Table::make_rows(Ticket& ticket, uint32_t step) {
   const Distinct& d = ticket.distinct;
   uint64_t n_born = 0;
-  for (uint64_t u = 0; u < ticket.cells.size(); ++u) {
+  for (uint64_t u = 0; u < d.n_unique; ++u) {
     if (ticket.status[u] != ES_INSERTED) continue;
     const uint32_t row = rows().take();
     Meta* meta = rows().meta(row);
     __atomic_store_n(&meta->key, d.keys[u], __ATOMIC_RELAXED);
     __atomic_store_n(&meta->step, step, __ATOMIC_RELAXED);
-    __atomic_store_n(&meta->freq, saturating_add(before_[u], d.occurrences[u]), __ATOMIC_RELAXED);
-    tasks_.add(n_born++, RowTask{rows().values(row), rows().slots(row), nullptr, meta, nullptr, d.keys[u]});
+    __atomic_store_n(&meta->freq, saturating_add(before_[u], lookup_.occurrences[u]), __ATOMIC_RELAXED);
+    births_.set(n_born++, RowTask{rows().values(row), rows().slots(row), d.keys[u]});
     log_.note_written(row);
-    born_[u] = row;
+    ticket.rows[u] = row;
   }
 }
 
 // From here on readers may see the rows: they are whole.
-inline void Table::publish_rows(Ticket& ticket) {
+inline void Table::publish_rows(const Ticket& ticket) {
   const Distinct& d = ticket.distinct;
-  for (uint64_t u = 0; u < ticket.cells.size(); ++u) {
+  for (uint64_t u = 0; u < d.n_unique; ++u) {
     if (ticket.status[u] != ES_INSERTED) continue;
-    Cell& cell = ticket.cells[u];
-    const uint32_t word = word_of_row(born_[u]);
+    const Cell& cell = lookup_.cells[u];
+    const uint32_t word = word_of_row(ticket.rows[u]);
     ++state_.n_inserted;
     if (cell.bucket == nullptr) {
-      cell = index().insert(d.keys[u], d.hashes[u], word);
+      index().insert(d.keys[u], lookup_.hashes[u], word);
     } else {
-      cell.word = word;  // it was a candidate
-      index().set_word(cell, word);
+      index().set_word(cell, word);  // it was a candidate
       --n_candidates_;
     }
   }
 }
 
-inline void Table::count_pending(Ticket& ticket) {
+inline void Table::count_pending(const Ticket& ticket) {
   const Distinct& d = ticket.distinct;
   const uint64_t epoch = static_cast<uint64_t>(state_.candidate_epoch);  // 0 without candidate_ttl
-  for (uint64_t u = 0; u < d.n_unique(); ++u) {
+  for (uint64_t u = 0; u < d.n_unique; ++u) {
     state_.n_refused += ticket.status[u] == ES_REFUSED;
     if (ticket.status[u] != ES_PENDING) continue;
     if (config_.has_bloom()) {
       uint8_t* block = reinterpret_cast<uint8_t*>(bloom_.data()) + places_[u].block * kBloomBlockBytes;
-      bloom_add(block, places_[u], config_.bloom.cell_bits, d.occurrences[u]);
+      bloom_add(block, places_[u], config_.bloom.cell_bits, lookup_.occurrences[u]);
       state_.n_bloom_added += before_[u] == 0;
       continue;
     }
-    Cell& cell = ticket.cells[u];
-    const uint32_t word = word_of_candidate(saturating_add(before_[u], d.occurrences[u]), epoch);
+    const Cell& cell = lookup_.cells[u];
+    const uint32_t word = word_of_candidate(saturating_add(before_[u], lookup_.occurrences[u]), epoch);
     if (cell.bucket == nullptr) {
-      cell = index().insert(d.keys[u], d.hashes[u], word);
+      index().insert(d.keys[u], lookup_.hashes[u], word);
       ++n_candidates_;
     } else {
-      cell.word = word;
       index().set_word(cell, word);
     }
   }
 }
 
-// What a part asked for: the rows of its keys, which begin at position `first` of the batch, or its pooled bags.
-inline void Table::gather_part(const Ticket& ticket, uint64_t first, const es_part& part) const {
-  if (part.offsets == nullptr) return gather(ticket, first, part.n, part.rows, static_cast<Dtype>(part.row_dtype));
-  std::vector<float> rows(part.n * config_.c.dim);
-  gather(ticket, first, part.n, rows.data(), Dtype::kF32);
-  pool_bags(kernels_, rows.data(), Dtype::kF32, config_.c.dim, part.offsets, part.n_bags,
-            static_cast<PoolMode>(part.mode), part.weights, static_cast<float*>(part.rows));
-}
+// ---- what the caller sees of it
 
-// The rows of positions [begin, begin + n) of the batch.
-inline void Table::gather(const Ticket& ticket, uint64_t begin, uint64_t n, void* out, Dtype row_dtype) const {
-  const uint32_t* const inverse = ticket.distinct.inverse.data() + begin;
-  const uint64_t out_bytes = uint64_t{config_.c.dim} * size_of(row_dtype);
-  const uint32_t n_parts = n_parts_for(n);
-  ThreadPool::instance().run(n_parts, [&](uint32_t part) {
+// What a part asked for: the rows of its keys, which begin at position `first` of the batch, or its pooled bags.
+inline void Table::gather_part(const Ticket& ticket, uint64_t first, const es_part& part) {
+  const auto row_of = [&](uint64_t position) -> const void* {
+    const uint32_t u = ticket.distinct.inverse[first + position];
+    const uint32_t row = ticket.rows[u];
+    return row != kNoRow ? storage_->rows.values(row) : default_row_.data();
+  };
+  if (part.offsets != nullptr) return pooling_.run(kernels_, format(), part, row_of);
+  const Dtype dtype = static_cast<Dtype>(part.row_dtype);
+  const uint64_t out_bytes = uint64_t{config_.c.dim} * size_of(dtype);
+  const bool is_streamed = part.n * out_bytes > streamed_from();
+  for_ranges(part.n, [&](uint32_t, uint64_t begin, uint64_t end) {
     const void* sources[Reader::kChunk];
-    const uint64_t end = n * (part + 1) / n_parts;
-    for (uint64_t first = n * part / n_parts; first < end; first += Reader::kChunk) {
-      const uint64_t n_chunk = std::min(end - first, Reader::kChunk);
-      for (uint64_t i = 0; i < n_chunk; ++i) {
-        const uint32_t u = inverse[first + i];
-        sources[i] = ticket.had_row(u) ? storage_->rows.values(row_of_word(ticket.cells[u].word))
-                                       : static_cast<const void*>(default_row_.data());
-      }
-      kernels_.copy_rows(sources, n_chunk, config_.format, row_dtype, static_cast<char*>(out) + first * out_bytes);
+    for (; begin < end; begin += Reader::kChunk) {
+      const uint64_t n = std::min(end - begin, Reader::kChunk);
+      for (uint64_t i = 0; i < n; ++i) sources[i] = row_of(begin + i);
+      kernels_.copy_rows(sources, n, format(), dtype, is_streamed, static_cast<char*>(part.rows) + begin * out_bytes);
     }
   });
 }

@@ -1,6 +1,6 @@
 // The loops over row bytes, compiled once for each instruction set (src/paths) and chosen at run time.
 //
-// 1. Everything here has internal linkage and includes core alone: a path's code never stands in for another's.
+// 1. Everything here has internal linkage and, like births.h, includes core alone: a path's code never stands in for another's.
 // 2. All paths give the same bits: the order of every operation is written, and nothing is fused.
 #ifndef EMBSTORE_CPU_KERNELS_H_
 #define EMBSTORE_CPU_KERNELS_H_
@@ -11,7 +11,9 @@
 #include "../core/reduce.h"
 #include "../core/rounding.h"
 #include "../core/types.h"
-#include "shared.h"
+#include "births.h"
+#include "probe.h"
+#include "slab.h"
 
 namespace embstore::cpu {
 
@@ -24,17 +26,52 @@ struct RowFormat {
 
 EMB_FN uint32_t value_bytes(const RowFormat& f) { return f.dim * size_of(f.dtype); }
 
-// One row to be written, by the thread that owns its bucket.
+// A row to be born, which no reader sees yet.
 struct RowTask {
   void* values;
   float* slots;
-  uint32_t* control;  // of the bucket that names the row; null while no bucket does
-  Meta* meta;
-  const float* grad;  // or the values to assign
   uint64_t key;
 };
 
+// What a lookup reads.
+struct FindContext {
+  View view;
+  HashKeys hash_keys;
+  Slab values;
+  const uint32_t* versions;  // of rows: (kVersions,)
+  const void* default_row;   // in the table's dtype
+};
+
+// What a reader beside a writer must check afterwards.
+struct ReadVersions {
+  SharedHit hit;
+  uint32_t row;  // of the row's version word
+};
+
+// The distinct keys of a batch and where their cells are; all arrays but `slots` have room for the batch's keys.
+struct DedupContext {
+  View view;
+  HashKeys hash_keys;
+  const int64_t* keys;
+  const uint32_t* order;   // (n,) the positions to look at, ascending; null: all of [0, n)
+  uint64_t n;
+  const uint32_t* counts;  // by position; null: one each
+  uint32_t* slots;         // zeroed, a power of two of them, more than twice n
+  uint64_t n_slots;
+  uint64_t* out_keys;
+  uint64_t* out_hashes;
+  uint32_t* out_first;
+  uint32_t* out_n_positions;
+  uint32_t* out_occurrences;  // null if counts is
+  uint32_t* out_inverse;      // by position
+  Cell* out_cells;
+};
+
 struct UpdateContext {
+  Slab values, slots, meta;
+  uint32_t* versions;
+  const uint32_t* rows;       // (n_unique,) row ids
+  const float* const* grads;  // (n_unique,) summed gradients
   RowFormat format;
   Optimizer optimizer;
   UpdateScalars scalars;
@@ -52,6 +89,28 @@ struct BirthContext {
   float* scratch;  // (dim + 3 + n_slots,)
 };
 
+struct RowPiece {  // columns of a batch of blocks that belong to one row
+  char* to;
+  uint32_t first_column;
+  uint32_t n_bytes;
+};
+
+// The gradient of each position of a batch: row i of `base`, or what pointers and weights say.
+struct GradientView {
+  const float* base;
+  const float* const* pointers;  // (n,) or null
+  const float* weights;          // (n,), or null: ones
+  uint32_t dim;
+};
+
+struct PoolRows {  // one bag
+  const void* const* rows;
+  uint64_t n;
+  uint64_t n_ahead;      // pointers that may be read, those of later bags too
+  const float* weights;  // (n,) or null
+  PoolMode mode;
+};
+
 struct SumTask {  // the gradient rows of one key
   const uint32_t* positions;
   uint64_t n;
@@ -60,18 +119,30 @@ struct SumTask {  // the gradient rows of one key
 
 struct Kernels {
   const char* name;
-  // rows[i] to out row i, widened if out is float32 and the rows are not.
-  void (*copy_rows)(const void* const* rows, uint64_t n, const RowFormat& format, Dtype out_dtype, void* out);
-  // scratch: (kReduceLevels, dim)
-  void (*sum_gradients)(const float* grads, uint32_t dim, const SumTask* tasks, uint64_t n, float* scratch);
+  // Where each key's row lies, or the default row; words (n,) are their row words, versions (n,) for who needs them.
+  // How many have a row.
+  uint64_t (*find_rows)(const FindContext& context, const int64_t* keys, uint64_t n, const void** rows,
+                        uint32_t* words);
+  uint64_t (*find_rows_versioned)(const FindContext& context, const int64_t* keys, uint64_t n, const void** rows,
+                                  uint32_t* words, ReadVersions* versions);
+  // How many distinct keys there are.
+  uint64_t (*dedup)(const DedupContext& context);
+  void (*find_cells)(const View& view, const uint64_t* keys, const uint64_t* hashes, uint64_t n, Cell* out);
+  // Adds occurrences to the freq of the rows that were found.
+  void (*touch_rows)(const Slab& meta, const uint32_t* rows, const uint8_t* status, const uint32_t* occurrences,
+                     uint64_t n);
+  // rows[i] to out row i, widened if out is float32 and the rows are not; past the caches if out is_streamed.
+  void (*copy_rows)(const void* const* rows, uint64_t n, const RowFormat& format, Dtype out_dtype, bool is_streamed,
+                    void* out);
+  // scratch: (kReduceLevels + 1, dim)
+  void (*sum_gradients)(const GradientView& grads, const SumTask* tasks, uint64_t n, float* scratch);
   bool (*all_finite)(const float* x, uint64_t n);
-  void (*update_rows)(const UpdateContext& context, const RowTask* tasks, uint64_t n);
+  void (*update_rows)(const UpdateContext& context, const uint32_t* uniques, uint64_t n);
   void (*birth_rows)(const BirthContext& context, const RowTask* tasks, uint64_t n);
   void (*initial_values)(const BirthContext& context, uint64_t key, void* out);
   void (*norms)(const void* const* rows, uint64_t n, const RowFormat& format, float* scratch, float* out);
-  // scratch: (kReduceLevels + 1, dim); rows are float32
-  void (*pool)(const float* rows, uint32_t dim, const float* weights, uint64_t n, PoolMode mode, float* scratch,
-               float* out);
+  // scratch: (kReduceLevels + 2, dim)
+  void (*pool)(const PoolRows& bag, const RowFormat& format, float* scratch, float* out);
 };
 
 EMB_FN void prefetch_row(const void* row, uint32_t n_bytes) {
@@ -88,19 +159,55 @@ EMB_FN void prefetch_row_to_write(void* row, uint32_t n_bytes) {
 
 EMB_CONST uint64_t kPrefetchRows = 24;
 
+#if defined(__SSE2__) && !EMB_TSAN
+// Both at multiples of 16 bytes.
+EMB_FN void stream_row(char* out, const void* row, uint32_t n_bytes) {
+  const char* from = static_cast<const char*>(row);
+#if defined(__AVX512F__)
+  if (n_bytes % 64 == 0 && reinterpret_cast<uint64_t>(out) % 64 == 0) {
+    for (uint32_t at = 0; at < n_bytes; at += 64)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(out + at), _mm512_loadu_si512(from + at));
+    return;
+  }
+#endif
+  for (uint32_t at = 0; at < n_bytes; at += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(out + at), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at)));
+}
+EMB_FN void end_streaming() { _mm_sfence(); }
+#else
+EMB_FN void stream_row(char* out, const void* row, uint32_t n_bytes) { copy_row_shared(out, row, n_bytes); }
+EMB_FN void end_streaming() {}
+#endif
+
 // A constant size lets the compiler unroll the copy.
-template <uint32_t n_bytes>
-EMB_FN void copy_fixed(const void* const* rows, uint64_t n, char* out) {
+template <uint32_t kBytes, bool is_streamed>
+EMB_FN void copy_loop(const void* const* rows, uint64_t n, uint32_t any_bytes, char* out) {
+  const uint32_t n_bytes = kBytes != 0 ? kBytes : any_bytes;
   for (uint64_t i = 0; i < n; ++i) {
     if (i + kPrefetchRows < n) prefetch_row(rows[i + kPrefetchRows], n_bytes);
-    copy_row_shared(out + i * n_bytes, rows[i], n_bytes);
+    if (is_streamed)
+      stream_row(out + i * n_bytes, rows[i], n_bytes);
+    else
+      copy_row_shared(out + i * n_bytes, rows[i], n_bytes);
   }
+  if (is_streamed) end_streaming();
 }
 
-EMB_FN void copy_any(const void* const* rows, uint64_t n, uint32_t n_bytes, char* out) {
-  for (uint64_t i = 0; i < n; ++i) {
-    if (i + kPrefetchRows < n) prefetch_row(rows[i + kPrefetchRows], n_bytes);
-    copy_row_shared(out + i * n_bytes, rows[i], n_bytes);
+template <bool is_streamed>
+EMB_FN void copy_same(const void* const* rows, uint64_t n, uint32_t n_bytes, char* out) {
+  switch (n_bytes) {
+    case 32:
+      return copy_loop<32, is_streamed>(rows, n, 0, out);
+    case 64:
+      return copy_loop<64, is_streamed>(rows, n, 0, out);
+    case 128:
+      return copy_loop<128, is_streamed>(rows, n, 0, out);
+    case 256:
+      return copy_loop<256, is_streamed>(rows, n, 0, out);
+    case 512:
+      return copy_loop<512, is_streamed>(rows, n, 0, out);
+    default:
+      return copy_loop<0, is_streamed>(rows, n, n_bytes, out);
   }
 }
 
@@ -114,7 +221,8 @@ EMB_FN void widen_row(const void* row, const RowFormat& f, float* out) {
   }
 }
 
-EMB_FN void copy_rows(const void* const* rows, uint64_t n, const RowFormat& f, Dtype out_dtype, void* out) {
+EMB_FN void copy_rows(const void* const* rows, uint64_t n, const RowFormat& f, Dtype out_dtype, bool is_streamed,
+                      void* out) {
   const uint32_t n_bytes = value_bytes(f);
   char* const target = static_cast<char*>(out);
   if (out_dtype != f.dtype) {
@@ -124,34 +232,154 @@ EMB_FN void copy_rows(const void* const* rows, uint64_t n, const RowFormat& f, D
     }
     return;
   }
-  switch (n_bytes) {
-    case 32:
-      return copy_fixed<32>(rows, n, target);
-    case 64:
-      return copy_fixed<64>(rows, n, target);
-    case 128:
-      return copy_fixed<128>(rows, n, target);
-    case 256:
-      return copy_fixed<256>(rows, n, target);
-    case 512:
-      return copy_fixed<512>(rows, n, target);
-    default:
-      return copy_any(rows, n, n_bytes, target);
+  if (is_streamed && n_bytes % 16 == 0 && reinterpret_cast<uint64_t>(out) % 16 == 0) {
+    copy_same<true>(rows, n, n_bytes, target);
+  } else {
+    copy_same<false>(rows, n, n_bytes, target);
   }
 }
 
-EMB_FN void sum_gradients(const float* grads, uint32_t dim, const SumTask* tasks, uint64_t n, float* scratch) {
+EMB_FN uint64_t find_rows(const FindContext& c, const int64_t* keys, uint64_t n, const void** rows, uint32_t* words) {
+  uint64_t n_found = 0;
+  for_each_home(c.view, c.hash_keys, keys, n, [&](uint64_t i, const Bucket* home) {
+    const uint32_t word = find_word(home, static_cast<uint64_t>(keys[i]));
+    const bool is_row = is_row_word(word);
+    words[i] = word;
+    rows[i] = is_row ? slab_row(c.values, row_of_word(word)) : c.default_row;
+    n_found += is_row;
+  });
+  return n_found;
+}
+
+EMB_FN uint64_t find_rows_versioned(const FindContext& c, const int64_t* keys, uint64_t n, const void** rows,
+                                    uint32_t* words, ReadVersions* versions) {
+  uint64_t n_found = 0;
+  for_each_home(c.view, c.hash_keys, keys, n, [&](uint64_t i, const Bucket* home) {
+    const SharedHit hit = probe_shared<false>(home, static_cast<uint64_t>(keys[i]));
+    const bool is_row = is_row_word(hit.word);
+    words[i] = hit.word;
+    rows[i] = is_row ? slab_row(c.values, row_of_word(hit.word)) : c.default_row;
+    versions[i] = {hit, is_row ? begin_read(c.versions + version_of(row_of_word(hit.word))) : 0};
+    n_found += is_row;
+  });
+  return n_found;
+}
+
+// The number of this key among the distinct ones found so far, or of a new one. A slot holds that number plus one in
+// its low bits, and bits of the hash above: another key is hardly ever looked at.
+EMB_FN uint32_t place_key(const DedupContext& c, uint64_t key, uint64_t hash, uint32_t position, uint32_t n_unique) {
+  const uint64_t mask = c.n_slots - 1;
+  const uint32_t tag = static_cast<uint32_t>(hash >> 32) & ~static_cast<uint32_t>(mask);
+  for (uint64_t s = hash & mask;; s = (s + 1) & mask) {
+    const uint32_t held = c.slots[s];
+    if (held == 0) {
+      c.slots[s] = tag | (n_unique + 1);
+      c.out_keys[n_unique] = key;
+      c.out_hashes[n_unique] = hash;
+      c.out_first[n_unique] = position;
+      c.out_n_positions[n_unique] = 0;
+      if (c.out_occurrences != nullptr) c.out_occurrences[n_unique] = 0;
+      __builtin_prefetch(home_of(c.view, hash));
+      return n_unique;
+    }
+    const uint32_t unique = (held & static_cast<uint32_t>(mask)) - 1;
+    if ((held & ~static_cast<uint32_t>(mask)) == tag && c.out_keys[unique] == key) return unique;
+  }
+}
+
+// Blocks of positions: a block's new keys are probed when the next block has been through, their homes having arrived.
+EMB_FN uint64_t dedup(const DedupContext& c) {
+  constexpr uint64_t kBlock = 64;
+  uint64_t hashes[2 * kBlock];
+  uint32_t n_unique = 0;
+  uint32_t n_probed = 0;
+  const auto position_of = [&](uint64_t i) { return c.order != nullptr ? c.order[i] : static_cast<uint32_t>(i); };
+  const auto hash_block = [&](uint64_t first) {
+    for (uint64_t i = first; i < c.n && i < first + kBlock; ++i) {
+      hashes[i % (2 * kBlock)] = keyed_hash(static_cast<uint64_t>(c.keys[position_of(i)]), c.hash_keys);
+      __builtin_prefetch(c.slots + (hashes[i % (2 * kBlock)] & (c.n_slots - 1)), 1);
+    }
+  };
+  const auto probe_until = [&](uint32_t end) {
+    for (; n_probed < end; ++n_probed)
+      c.out_cells[n_probed] = find_cell(home_of(c.view, c.out_hashes[n_probed]), c.out_keys[n_probed]);
+  };
+  hash_block(0);
+  for (uint64_t first = 0; first < c.n; first += kBlock) {
+    const uint32_t n_before = n_unique;
+    hash_block(first + kBlock);
+    for (uint64_t i = first; i < c.n && i < first + kBlock; ++i) {
+      const uint32_t position = position_of(i);
+      const uint64_t key = static_cast<uint64_t>(c.keys[position]);
+      const uint32_t unique = place_key(c, key, hashes[i % (2 * kBlock)], position, n_unique);
+      n_unique += unique == n_unique;
+      ++c.out_n_positions[unique];
+      if (c.counts != nullptr)
+        c.out_occurrences[unique] = saturating_add(c.out_occurrences[unique], c.counts[position]);
+      c.out_inverse[position] = unique;
+    }
+    probe_until(n_before);
+  }
+  probe_until(n_unique);
+  return n_unique;
+}
+
+EMB_FN void find_cells(const View& view, const uint64_t* keys, const uint64_t* hashes, uint64_t n, Cell* out) {
+  for (uint64_t u = 0; u < n; ++u) {
+    if (u + kProbesAhead < n) __builtin_prefetch(home_of(view, hashes[u + kProbesAhead]));
+    out[u] = find_cell(home_of(view, hashes[u]), keys[u]);
+  }
+}
+
+EMB_FN Meta* meta_of(const Slab& meta, uint32_t row) { return reinterpret_cast<Meta*>(slab_row(meta, row)); }
+
+// 0 is ES_FOUND; the row of a key that was not is any number.
+EMB_FN void touch_rows(const Slab& meta, const uint32_t* rows, const uint8_t* status, const uint32_t* occurrences,
+                       uint64_t n) {
+  constexpr uint64_t kAhead = 32;
+  for (uint64_t u = 0; u < n; ++u) {
+    if (u + kAhead < n && status[u + kAhead] == 0) __builtin_prefetch(meta_of(meta, rows[u + kAhead]), 1);
+    if (status[u] != 0) continue;
+    uint32_t* const freq = &meta_of(meta, rows[u])->freq;
+    __atomic_store_n(freq, saturating_add(*freq, occurrences[u]), __ATOMIC_RELAXED);
+  }
+}
+
+EMB_FN const float* gradient_at(const GradientView& grads, uint32_t position) {
+  return grads.pointers != nullptr ? grads.pointers[position] : grads.base + uint64_t{position} * grads.dim;
+}
+
+// scratch: a row. The gradient of a position, times its weight.
+EMB_FN const float* weighted_gradient(const GradientView& grads, uint32_t position, float* scratch) {
+  const float* const row = gradient_at(grads, position);
+  if (grads.weights == nullptr) return row;
+  for (uint32_t j = 0; j < grads.dim; ++j) scratch[j] = row[j] * grads.weights[position];
+  return scratch;
+}
+
+// The positions of the tasks follow each other in memory, or nearly: those of the next task are prefetched too.
+EMB_FN void sum_gradients(const GradientView& grads, const SumTask* tasks, uint64_t n, float* scratch) {
+  constexpr uint64_t kAhead = 12;
+  if (n == 0) return;
+  const uint32_t dim = grads.dim;
+  const uint32_t* const end = tasks[n - 1].positions + tasks[n - 1].n;
+  float* const weighted = scratch + uint64_t{kReduceLevels} * dim;
   for (uint64_t i = 0; i < n; ++i) {
     const SumTask& task = tasks[i];
-    const uint64_t stride = dim;
-    if (task.n <= kReduceBlock) {
-      copy_row(task.out, grads + task.positions[0] * stride, dim);
-      for (uint64_t k = 1; k < task.n; ++k) add_row(task.out, grads + task.positions[k] * stride, dim);
-      continue;
-    }
+    const bool is_short = task.n <= kReduceBlock;
     BlockSum sum = {scratch, dim, 0};
-    for (uint64_t k = 0; k < task.n; ++k) block_sum_add(sum, grads + task.positions[k] * stride);
-    copy_row(task.out, block_sum_finish(sum), dim);
+    for (uint64_t k = 0; k < task.n; ++k) {
+      const uint32_t* const position = task.positions + k;
+      if (position + kAhead < end) prefetch_row(gradient_at(grads, position[kAhead]), dim * 4);
+      const float* const row = weighted_gradient(grads, *position, weighted);
+      if (!is_short)
+        block_sum_add(sum, row);
+      else if (k == 0)
+        copy_row(task.out, row, dim);
+      else
+        add_row(task.out, row, dim);
+    }
+    if (!is_short) copy_row(task.out, block_sum_finish(sum), dim);
   }
 }
 
@@ -161,12 +389,22 @@ EMB_FN bool all_finite(const float* x, uint64_t n) {
   return bad == 0;
 }
 
-// The words of stochastic rounding come four columns at a time.
+EMB_FN void narrow_stochastic_loop(Dtype dtype, const float* w, const float* uniforms, uint32_t n, uint16_t* out) {
+  for (uint32_t j = 0; j < n; ++j) store_shared(out + j, narrow_stochastic(dtype, w[j], uniforms[j]));
+}
+
 EMB_FN void narrow_row_stochastic(const UpdateContext& c, uint64_t key, const float* w, uint16_t* out) {
-  for (uint32_t j = 0; j < c.format.dim; j += 4) {
-    const Words4 words = words_of(c.stream, key, Purpose::kRounding, j / 4, c.t);
-    for (uint32_t lane = 0; lane < 4 && j + lane < c.format.dim; ++lane)
-      store_shared(out + j + lane, narrow_stochastic(c.format.dtype, w[j + lane], uniform_of(words.x[lane])));
+  const uint32_t row_blocks = (c.format.dim + kBlockColumns - 1) / kBlockColumns;
+  BlockBatch batch = {};
+  for (uint32_t block = 0; block < row_blocks;) {
+    const uint32_t first = block * kBlockColumns;
+    block = batch_add(&batch, 0, key, block, row_blocks);
+    draw_uniforms(c.stream, Purpose::kRounding, c.t, block - first / kBlockColumns, &batch);
+    const uint32_t n = c.format.dim - first < kBatchColumns ? c.format.dim - first : kBatchColumns;
+    if (c.format.dtype == Dtype::kBF16)
+      narrow_stochastic_loop(Dtype::kBF16, w + first, batch.values, n, out + first);
+    else
+      narrow_stochastic_loop(Dtype::kF16, w + first, batch.values, n, out + first);
   }
 }
 
@@ -190,65 +428,102 @@ EMB_FN void raise_step(Meta* meta, uint32_t step) {
   if (meta->step < step) __atomic_store_n(&meta->step, step, __ATOMIC_RELAXED);
 }
 
-EMB_FN void update_one(const UpdateContext& c, const RowTask& task) {
+EMB_FN void update_one(const UpdateContext& c, uint32_t row, const float* grad) {
   const RowFormat& f = c.format;
   const bool is_in_place = f.dtype == Dtype::kF32 && !EMB_TSAN;
-  float* const w = is_in_place ? static_cast<float*>(task.values) : c.scratch;
-  const float* g = task.grad;
-  if (!is_in_place) widen_row(task.values, f, w);
+  void* const values = slab_row(c.values, row);
+  float* const slots = f.n_slots > 0 ? reinterpret_cast<float*>(slab_row(c.slots, row)) : nullptr;
+  Meta* const meta = meta_of(c.meta, row);
+  uint32_t* const version = c.versions + version_of(row);
+  float* const w = is_in_place ? static_cast<float*>(values) : c.scratch;
+  const float* g = grad;
+  if (!is_in_place) widen_row(values, f, w);
   if (is_conditioned(c.optimizer)) {
     float* const conditioned = c.scratch + f.dim;
-    copy_row(conditioned, task.grad, f.dim);
+    copy_row(conditioned, grad, f.dim);
     condition_gradient(c.optimizer, c.scalars, w, conditioned, f.dim);
     g = conditioned;
   }
-  if (is_in_place) begin_write(task.control);
-  update_row(c.optimizer, c.scalars, w, task.slots, g, f.dim);
+  if (is_in_place) begin_write(version);
+  update_row(c.optimizer, c.scalars, w, slots, g, f.dim);
   if (!is_in_place) {
-    begin_write(task.control);
+    begin_write(version);
     if (f.is_stochastic && f.dtype != Dtype::kF32)
-      narrow_row_stochastic(c, task.key, w, static_cast<uint16_t*>(task.values));
+      narrow_row_stochastic(c, meta->key, w, static_cast<uint16_t*>(values));
     else
-      store_row(f, w, task.values);
+      store_row(f, w, values);
   }
-  end_write(task.control);
-  raise_step(task.meta, c.step);
+  end_write(version);
+  raise_step(meta, c.step);
 }
 
-EMB_FN void update_rows(const UpdateContext& c, const RowTask* tasks, uint64_t n) {
+EMB_FN void update_rows(const UpdateContext& c, const uint32_t* uniques, uint64_t n) {
   constexpr uint64_t kAhead = 8;
   const uint32_t n_bytes = value_bytes(c.format);
   const uint32_t slot_bytes = c.format.n_slots * 4;
   for (uint64_t i = 0; i < n; ++i) {
     if (i + kAhead < n) {
-      const RowTask& next = tasks[i + kAhead];
-      prefetch_row_to_write(next.values, n_bytes);
-      prefetch_row_to_write(next.slots, slot_bytes);
-      prefetch_row(next.grad, c.format.dim * 4);
-      __builtin_prefetch(next.meta, 1);
+      const uint32_t next = uniques[i + kAhead];
+      const uint32_t row = c.rows[next];
+      prefetch_row_to_write(slab_row(c.values, row), n_bytes);
+      if (slot_bytes > 0) prefetch_row_to_write(slab_row(c.slots, row), slot_bytes);
+      prefetch_row(c.grads[next], c.format.dim * 4);
+      __builtin_prefetch(meta_of(c.meta, row), 1);
     }
-    update_one(c, tasks[i]);
+    update_one(c, c.rows[uniques[i]], c.grads[uniques[i]]);
   }
-}
-
-EMB_FN void initial_row(const BirthContext& c, uint64_t key, float* out) {
-  for (uint32_t block = 0; 4 * block < c.format.dim; ++block) initial_block(c.init, key, block, out + 4 * block);
-}
-
-EMB_FN void initial_values(const BirthContext& c, uint64_t key, void* out) {
-  initial_row(c, key, c.scratch);
-  store_row(c.format, c.scratch, out);
 }
 
 EMB_FN void birth_slots(const BirthContext& c, float* slots) {
   for (uint32_t s = 0; s < c.format.n_slots; ++s) slots[s] = s < c.n_accumulators ? c.initial_accumulator : 0.0f;
 }
 
-EMB_FN void birth_rows(const BirthContext& c, const RowTask* tasks, uint64_t n) {
-  for (uint64_t i = 0; i < n; ++i) {
-    initial_values(c, tasks[i].key, tasks[i].values);
-    birth_slots(c, tasks[i].slots);
+// Draws the blocks of a batch and gives their bytes to the rows; pieces[i] is where those of one row go.
+EMB_FN void birth_batch(const BirthContext& c, uint32_t n_blocks, BlockBatch* batch, const RowPiece* pieces,
+                        uint32_t n) {
+  uint16_t halves[kBatchColumns];
+  draw_values(c.init, n_blocks, batch);
+  const char* values = reinterpret_cast<const char*>(batch->values);
+  if (c.format.dtype != Dtype::kF32) {
+    narrow_row(c.format.dtype, kBatchColumns, batch->values, halves);
+    values = reinterpret_cast<const char*>(halves);
   }
+  for (uint32_t i = 0; i < n; ++i)
+    copy_row_shared(pieces[i].to, values + pieces[i].first_column * size_of(c.format.dtype), pieces[i].n_bytes);
+}
+
+// Blocks of one row follow each other, and rows each other, so that batches are full whatever the dim.
+EMB_FN void birth_rows(const BirthContext& c, const RowTask* tasks, uint64_t n) {
+  constexpr uint64_t kAhead = 8;
+  const uint32_t n_bytes = value_bytes(c.format);
+  const uint32_t block_bytes = kBlockColumns * size_of(c.format.dtype);
+  const uint32_t row_blocks = (c.format.dim + kBlockColumns - 1) / kBlockColumns;
+  BlockBatch batch = {};
+  RowPiece pieces[kBatchBlocks];
+  uint32_t n_blocks = 0, n_pieces = 0;
+  for (uint64_t row = 0; row < n; ++row) {
+    if (row + kAhead < n) prefetch_row_to_write(tasks[row + kAhead].values, n_bytes);
+    birth_slots(c, tasks[row].slots);
+    for (uint32_t block = 0; block < row_blocks;) {
+      const uint32_t end = batch_add(&batch, n_blocks, tasks[row].key, block, row_blocks);
+      const uint32_t first_byte = block * block_bytes;
+      const uint32_t end_byte = end < row_blocks ? end * block_bytes : n_bytes;
+      pieces[n_pieces++] =
+          RowPiece{static_cast<char*>(tasks[row].values) + first_byte, n_blocks * kBlockColumns, end_byte - first_byte};
+      n_blocks += end - block;
+      block = end;
+      if (n_blocks < kBatchBlocks && row + 1 < n) continue;
+      birth_batch(c, n_blocks, &batch, pieces, n_pieces);
+      n_blocks = n_pieces = 0;
+    }
+  }
+}
+
+EMB_FN void initial_values(const BirthContext& c, uint64_t key, void* out) {
+  BirthContext alone = c;
+  alone.format.n_slots = 0;
+  const RowTask task = {out, nullptr, key};
+  birth_rows(alone, &task, 1);
 }
 
 EMB_FN void norms(const void* const* rows, uint64_t n, const RowFormat& f, float* scratch, float* out) {
@@ -263,29 +538,37 @@ EMB_FN void norms(const void* const* rows, uint64_t n, const RowFormat& f, float
   }
 }
 
-EMB_FN void pool(const float* rows, uint32_t dim, const float* weights, uint64_t n, PoolMode mode, float* scratch,
-                 float* out) {
-  if (n == 0) {
+EMB_FN void pool(const PoolRows& bag, const RowFormat& f, float* scratch, float* out) {
+  const uint32_t dim = f.dim;
+  if (bag.n == 0) {
     for (uint32_t j = 0; j < dim; ++j) out[j] = 0.0f;
     return;
   }
-  float* const weighted = scratch + static_cast<uint64_t>(kReduceLevels) * dim;
+  const bool is_copied = f.dtype != Dtype::kF32 || EMB_TSAN;
+  float* const weighted = scratch + uint64_t{kReduceLevels} * dim;
+  float* const wide = weighted + dim;
   BlockSum sum = {scratch, dim, 0};
-  for (uint64_t i = 0; i < n; ++i) {
-    const float* row = rows + i * dim;
-    if (weights != nullptr) {
-      for (uint32_t j = 0; j < dim; ++j) weighted[j] = row[j] * weights[i];
+  for (uint64_t i = 0; i < bag.n; ++i) {
+    if (i + kPrefetchRows < bag.n_ahead) prefetch_row(bag.rows[i + kPrefetchRows], value_bytes(f));
+    const float* row = static_cast<const float*>(bag.rows[i]);
+    if (is_copied) {
+      widen_row(bag.rows[i], f, wide);
+      row = wide;
+    }
+    if (bag.weights != nullptr) {
+      for (uint32_t j = 0; j < dim; ++j) weighted[j] = row[j] * bag.weights[i];
       row = weighted;
     }
     block_sum_add(sum, row);
   }
   const float* total = block_sum_finish(sum);
-  const float divisor = pool_divisor(mode, n);
-  for (uint32_t j = 0; j < dim; ++j) out[j] = mode == PoolMode::kSum ? total[j] : total[j] / divisor;
+  const float divisor = pool_divisor(bag.mode, bag.n);
+  for (uint32_t j = 0; j < dim; ++j) out[j] = bag.mode == PoolMode::kSum ? total[j] : total[j] / divisor;
 }
 
 EMB_FN Kernels make_kernels(const char* name) {
-  return Kernels{name, copy_rows, sum_gradients, all_finite, update_rows, birth_rows, initial_values, norms, pool};
+  return Kernels{name,          find_rows,  find_rows_versioned, dedup,      find_cells,     touch_rows, copy_rows,
+                 sum_gradients, all_finite, update_rows,         birth_rows, initial_values, norms,      pool};
 }
 
 }  // namespace embstore::cpu

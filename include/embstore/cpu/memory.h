@@ -9,6 +9,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -109,6 +110,35 @@ class Region {
   uint64_t bytes_ = 0;
   char* map_ = nullptr;
   uint64_t map_bytes_ = 0;
+};
+
+// An array that is kept from call to call: resize() keeps no elements and sets none.
+template <class T>
+class Scratch {
+ public:
+  T* resize(uint64_t n) {
+    if (n > capacity_) {
+      const uint64_t roomy = std::max(n, capacity_ + capacity_ / 2);
+      region_ = Region();
+      capacity_ = 0;
+      region_ = Region::allocate(roomy * sizeof(T));
+      capacity_ = roomy;
+    }
+    size_ = n;
+    return data();
+  }
+  T* data() { return reinterpret_cast<T*>(region_.data()); }
+  const T* data() const { return reinterpret_cast<const T*>(region_.data()); }
+  T& operator[](uint64_t i) { return data()[i]; }
+  const T& operator[](uint64_t i) const { return data()[i]; }
+  uint64_t size() const { return size_; }
+  uint64_t bytes() const { return region_.bytes(); }
+  void truncate(uint64_t n) { size_ = n; }
+
+ private:
+  Region region_;
+  uint64_t capacity_ = 0;
+  uint64_t size_ = 0;
 };
 
 // Epoch-based reclamation (Fraser 2004). A reader announces the epoch it entered in; what is retired later than the

@@ -46,6 +46,8 @@ class JoinedKeys {
     counts_ = joined_counts_.data();
   }
 
+  JoinedKeys(const int64_t* keys, uint64_t n) : n_(n), keys_(keys) {}
+
   const int64_t* keys() const { return keys_; }
   const uint32_t* counts() const { return counts_; }  // null: one each
   uint64_t n() const { return n_; }

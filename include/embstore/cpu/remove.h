@@ -23,6 +23,7 @@ inline void Table::remove_victims(const std::vector<Victim>& victims) {
     log_.note_removed(victims[i].row, victims[i].key);
   }
   state_.n_evicted += victims.size();
+  n_removals_ += victims.size();
 }
 
 inline es_evict_report Table::evict(const es_evict_args& args) {
@@ -66,14 +67,14 @@ inline es_evict_report Table::evict_locked(const std::vector<Predicate>& program
 
 inline uint64_t Table::erase(const int64_t* keys, uint64_t n) {
   Writer writer(*this);
-  Ticket ticket;
-  dedup_.run(index(), keys, n, nullptr, &ticket.distinct);
-  probe(ticket);
-  log_.reserve(rows().n_ids(), ticket.cells.size());
+  HeldTicket ticket = new_ticket();
+  look_up(JoinedKeys(keys, n), &*ticket);
+  const uint64_t n_unique = ticket->distinct.n_unique;
+  log_.reserve(rows().n_ids(), n_unique);
   uint64_t n_erased = 0;
   Commit commit(*this);
-  for (uint64_t u = 0; u < ticket.cells.size(); ++u) {
-    const Cell& cell = ticket.cells[u];
+  for (uint64_t u = 0; u < n_unique; ++u) {
+    const Cell& cell = lookup_.cells[u];
     if (cell.bucket == nullptr) continue;
     index().remove(cell);
     if (is_candidate_word(cell.word)) {
@@ -81,10 +82,11 @@ inline uint64_t Table::erase(const int64_t* keys, uint64_t n) {
       continue;
     }
     rows().release(row_of_word(cell.word));
-    log_.note_removed(row_of_word(cell.word), static_cast<int64_t>(ticket.distinct.keys[u]));
+    log_.note_removed(row_of_word(cell.word), static_cast<int64_t>(ticket->distinct.keys[u]));
     ++n_erased;
   }
   state_.n_erased += n_erased;
+  n_removals_ += n_erased;
   return n_erased;
 }
 

@@ -3,7 +3,8 @@
 // 1. A live row's bit is set; a freed row's id goes to the free list and is the next to be given out.
 // 2. reserve() may throw and changes nothing but capacity; take() and release() cannot fail after it.
 // 3. Addresses are stable (arena.h), so readers may copy a row whose id they have just read from the index.
-// Belongs to the writer, but for values(), which readers call too.
+// 4. Whoever changes the values of a row that the index names holds its version word odd meanwhile; births need not.
+// Belongs to the writer, but for values() and versions, which readers use too.
 #ifndef EMBSTORE_CPU_ROWS_H_
 #define EMBSTORE_CPU_ROWS_H_
 
@@ -18,12 +19,19 @@ namespace embstore::cpu {
 class Rows {
  public:
   explicit Rows(const RowFormat& format) : values_(stride_of(value_bytes(format))), meta_(sizeof(Meta)) {
+    versions_ = Region::reserve(kVersions * sizeof(uint32_t));
     if (format.n_slots > 0) slots_ = std::make_unique<Arena>(stride_of(format.n_slots * sizeof(float)));
   }
 
   char* values(uint32_t row) const { return values_.row(row); }
   float* slots(uint32_t row) const { return slots_ ? reinterpret_cast<float*>(slots_->row(row)) : nullptr; }
   Meta* meta(uint32_t row) const { return reinterpret_cast<Meta*>(meta_.row(row)); }
+
+  Slab values_slab() const { return values_.slab(); }
+  Slab slots_slab() const { return slots_ ? slots_->slab() : Slab{}; }
+  Slab meta_slab() const { return meta_.slab(); }
+  uint32_t* versions() const { return reinterpret_cast<uint32_t*>(versions_.data()); }  // (kVersions,)
+  uint32_t* version(uint32_t row) const { return versions() + version_of(row); }
 
   uint64_t n_live() const { return n_live_; }
   uint64_t n_ids() const { return n_ids_; }  // ids ever given out: scans run over [0, n_ids)
@@ -73,13 +81,15 @@ class Rows {
 
   uint64_t value_bytes_held() const { return values_.bytes(); }
   uint64_t slot_bytes_held() const { return slots_ ? slots_->bytes() : 0; }
-  uint64_t meta_bytes_held() const { return meta_.bytes() + live_.capacity() * 8 + free_.size() * 4; }
+  uint64_t meta_bytes_held() const {
+    return meta_.bytes() + live_.capacity() * 8 + free_.size() * 4 + version_bytes(n_ids_);
+  }
 
   // Bytes held at most once n_new more rows are in, or were in: the list of free ids may come to name them all.
   uint64_t bytes_after(uint64_t n_new) const {
     const uint64_t n = ids_after(n_new);
     return values_.bytes_for(n) + (slots_ ? slots_->bytes_for(n) : 0) + meta_.bytes_for(n) +
-           std::max<uint64_t>(live_.capacity() * 8, n * 3 / 16) + n * 4;
+           std::max<uint64_t>(live_.capacity() * 8, n * 3 / 16) + n * 4 + version_bytes(n);
   }
 
   // Calls visit(row, meta) for each live row with an id in [first, end).
@@ -99,9 +109,14 @@ class Rows {
  private:
   uint64_t ids_after(uint64_t n_new) const { return n_ids_ + (n_new > free_.size() ? n_new - free_.size() : 0); }
 
+  static uint64_t version_bytes(uint64_t n_rows) {
+    return round_up(std::min<uint64_t>(n_rows, kVersions) * sizeof(uint32_t), kSmallPage);
+  }
+
   Arena values_;
   std::unique_ptr<Arena> slots_;  // null without slots; apart from the values: docs/decisions/002
   Arena meta_;
+  Region versions_;
   std::vector<uint64_t> live_;
   std::vector<uint32_t> free_;
   uint64_t n_ids_ = 0;

@@ -45,7 +45,7 @@ class Table {
   const Config& config() const { return config_; }
 
   // ---- writers
-  std::unique_ptr<Ticket> find_or_insert(const Parts& parts, int64_t step, bool admit_always);
+  HeldTicket find_or_insert(const Parts& parts, int64_t step, bool admit_always);
   // Without a ticket by the parts' keys; the parts' rows are gradients.
   es_apply_report apply(const Parts& parts, Ticket* ticket, int64_t step, double lr);
   es_assign_report assign(const int64_t* keys, uint64_t n, const float* values, es_assign_mode mode, int64_t step);
@@ -121,9 +121,12 @@ class Table {
   void advance_base(int64_t step);
   int64_t clamped(int64_t step);
   uint32_t relative(int64_t step) const;
-  void probe(Ticket& ticket);
+  HeldTicket new_ticket();
+  void look_up(const JoinedKeys& joined, Ticket* ticket);
+  void probe_again(const Ticket& ticket);
+  bool note_found(Ticket& ticket, es_key_status absent);
   void decide(Ticket& ticket, bool admit_always);
-  uint32_t count_before(const Ticket& ticket, uint64_t unique) const;
+  uint32_t count_before(uint64_t unique) const;
   Room make_room(Ticket& ticket);
   uint64_t row_limit(const Ticket& ticket);
   uint64_t fitting_prefix(const Ticket& ticket, uint64_t n_victims) const;
@@ -138,27 +141,21 @@ class Table {
   void reserve_for(Ticket& ticket, const Room& room);
   void commit_insert(Ticket& ticket, const Room& room, int64_t step);
   void touch_hits(const Ticket& ticket);
-  void make_rows(const Ticket& ticket, uint32_t step);
-  void publish_rows(Ticket& ticket);
-  void count_pending(Ticket& ticket);
-  void gather(const Ticket& ticket, uint64_t first, uint64_t n, void* out, Dtype row_dtype) const;
-  void gather_part(const Ticket& ticket, uint64_t first, const es_part& part) const;
+  void make_rows(Ticket& ticket, uint32_t step);
+  void publish_rows(const Ticket& ticket);
+  void count_pending(const Ticket& ticket);
+  void gather_part(const Ticket& ticket, uint64_t first, const es_part& part);
 
   // apply.h
   void check_ticket(const Ticket& ticket) const;
-  void look_up(const int64_t* keys, uint64_t n, es_key_status absent, Ticket* ticket);
-  void forget_counts(Ticket& ticket);
-  bool resolve(Ticket& ticket, uint64_t unique);
-  void resolve_all(Ticket& ticket, std::vector<uint32_t>* wanted, es_apply_report* report);
-  void filter_nonfinite(const Ticket& ticket, std::vector<uint32_t>* wanted, const float* grads,
-                        es_apply_report* report) const;
-  std::vector<float> key_gradients(const Parts& parts) const;
-  es_apply_report apply_locked(Ticket& ticket, const float* grads, int64_t step, double lr);
-  void list_updates(const Ticket& ticket, const std::vector<uint32_t>& wanted);
+  void forget_counts(const Ticket& ticket);
+  uint32_t row_now(uint32_t row, uint64_t key);
+  void resolve(Ticket& ticket, es_apply_report* report);
+  void filter_nonfinite(const Ticket& ticket, es_apply_report* report);
+  es_apply_report apply_locked(Ticket& ticket, const GradientView& grads, int64_t step, double lr);
   void note_train_step(int64_t step);
-  void import_row(uint32_t row, uint32_t* control, uint64_t i, const ImportArgs& args);
+  void import_row(uint32_t row, bool is_new, uint64_t i, const ImportArgs& args);
   void assigned_values(Ticket& ticket, const float* values, es_assign_mode mode, std::vector<float>* out);
-  RowTask task_of(const Cell& cell, uint64_t key, const float* grad);
 
   // remove.h
   void remove_victims(const std::vector<Victim>& victims);
@@ -180,6 +177,7 @@ class Table {
   es_state state_;
   uint64_t n_candidates_ = 0;
   uint64_t n_clears_ = 0;
+  uint64_t n_removals_ = 0;  // rows evicted or erased since creation
   uint64_t evict_cursor_ = 0;
   Region bloom_;
   Pins pins_;
@@ -190,11 +188,15 @@ class Table {
 
   // Scratch that is kept from call to call.
   Dedup dedup_;
+  Lookup lookup_;
+  Gradients gradients_;
   GradientSums sums_;
-  TaskLists tasks_;
+  UpdateLists updates_;
+  BirthLists births_;
+  Pooling pooling_;
   std::vector<uint32_t> before_;    // (n_unique,) occurrences counted before this batch
-  std::vector<uint32_t> born_;      // (n_unique,) the row id of a key that is being inserted
   std::vector<BloomPlace> places_;  // (n_unique,) where bloom admission needs them
+  const std::shared_ptr<TicketShelf> shelf_ = std::make_shared<TicketShelf>();
 };
 
 inline uint64_t next_table_id() {
@@ -232,7 +234,8 @@ inline uint64_t Table::find(const int64_t* keys, uint64_t n, void* rows, Dtype r
     found = own_found.data();
   }
   const FindArgs args = {keys,  rows, row_dtype, default_row_.data(),
-                         found, freq, step,      shared_step_base_.load(std::memory_order_relaxed)};
+                         found, freq, step,      shared_step_base_.load(std::memory_order_relaxed),
+                         n * config_.c.dim * size_of(row_dtype) > streamed_from()};
   const uint64_t n_chunks = (n + Reader::kChunk - 1) / Reader::kChunk;
   const uint32_t n_parts = n_parts_for(n);
   std::atomic<uint64_t> n_found{0};
@@ -252,7 +255,7 @@ inline uint64_t Table::find(const int64_t* keys, uint64_t n, void* rows, Dtype r
     if (rows == nullptr) continue;
     kernels_.initial_values(birth, static_cast<uint64_t>(keys[i]), row.data());
     const void* source = row.data();
-    kernels_.copy_rows(&source, 1, config_.format, row_dtype,
+    kernels_.copy_rows(&source, 1, config_.format, row_dtype, false,
                        static_cast<char*>(rows) + i * config_.c.dim * size_of(row_dtype));
   }
   return n_found.load();

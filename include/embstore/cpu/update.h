@@ -1,6 +1,6 @@
-// Writing rows: births and optimizer updates, split among threads by bucket.
+// Writing rows: births and optimizer updates, split among threads by row.
 //
-// 1. All tasks of one bucket are one thread's, so a bucket's control word has one writer.
+// 1. All rows of one version word are one thread's, so that a version has one writer.
 // 2. Gradients of one key are summed in a fixed order before its optimizer runs once.
 // 3. run() methods cannot fail: every buffer was made before.
 #ifndef EMBSTORE_CPU_UPDATE_H_
@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "gradients.h"
 #include "kernels.h"
 #include "thread_pool.h"
 #include "ticket.h"
@@ -21,106 +22,161 @@ inline uint32_t n_parts_for(uint64_t n_rows) {
   return static_cast<uint32_t>(std::max<uint64_t>(1, std::min(most, n_rows / kRowsPerThread)));
 }
 
-// Row tasks in one list a part, and the scratch of each part.
-class TaskLists {
+// run(part, first, end) for ranges of [0, n), each by one thread.
+template <class Run>
+void for_ranges(uint64_t n, const Run& run) {
+  const uint32_t n_parts = n_parts_for(n);
+  ThreadPool::instance().run(n_parts, [&](uint32_t part) { run(part, n * part / n_parts, n * (part + 1) / n_parts); });
+}
+
+// Which keys are updated by which thread: lists[range][part] of a table of n_parts x n_parts.
+class UpdateLists {
  public:
-  void reset(uint64_t n_rows, uint64_t scratch_floats) {
-    n_parts_ = n_parts_for(n_rows);
-    if (lists_.size() < n_parts_) {
-      lists_.resize(n_parts_);
-      scratch_.resize(n_parts_);
-    }
-    for (uint32_t p = 0; p < n_parts_; ++p) {
-      lists_[p].clear();
-      lists_[p].reserve(n_rows / n_parts_ + 16);
-      if (scratch_[p].size() < scratch_floats) scratch_[p].resize(scratch_floats);
-    }
+  void reserve(uint64_t n, uint64_t scratch_floats) {
+    n_parts_ = n_parts_for(n);
+    wanted_.resize(n);
+    if (n_parts_ > 1) shared_.resize(n);
+    counts_.resize(n_parts_ * n_parts_ + 1);
+    scratch_floats_ = round_up(scratch_floats, 16);
+    scratch_.resize(scratch_floats_ * n_parts_);
   }
 
-  // Tasks of one owner go to one part: the bucket of a row that readers may see, any number for one they cannot.
-  void add(uint64_t owner, const RowTask& task) { lists_[n_parts_ == 1 ? 0 : owner % n_parts_].push_back(task); }
-  void add(const Bucket* owner, const RowTask& task) { add(reinterpret_cast<uint64_t>(owner) / sizeof(Bucket), task); }
+  uint32_t* wanted() { return wanted_.data(); }  // (n,) keys to be updated, ascending
+  void set_n_wanted(uint64_t n) { wanted_.truncate(n); }
+  uint64_t n_wanted() const { return wanted_.size(); }
 
-  uint32_t n_parts() const { return n_parts_; }
-  const std::vector<RowTask>& list(uint32_t part) const { return lists_[part]; }
-  float* scratch(uint32_t part) { return scratch_[part].data(); }
-  uint64_t bytes() const {
-    uint64_t sum = 0;
-    for (const auto& list : lists_) sum += list.capacity() * sizeof(RowTask);
-    for (const auto& floats : scratch_) sum += floats.capacity() * sizeof(float);
-    return sum;
+  // Splits the wanted keys: each range of them is sorted by the part that owns the row.
+  void split(const uint32_t* rows) {
+    if (n_parts_ == 1) return;
+    const uint64_t n = wanted_.size();
+    ThreadPool::instance().run(n_parts_, [&](uint32_t range) {
+      const uint64_t first = n * range / n_parts_;
+      const uint64_t end = n * (range + 1) / n_parts_;
+      uint64_t* const next = &counts_[uint64_t{range} * n_parts_];
+      std::fill(next, next + n_parts_, uint64_t{0});
+      for (uint64_t i = first; i < end; ++i) ++next[part_of(rows[wanted_[i]])];
+      uint64_t at = first;
+      for (uint32_t part = 0; part < n_parts_; ++part) {
+        const uint64_t count = next[part];
+        next[part] = at;
+        at += count;
+      }
+      for (uint64_t i = first; i < end; ++i) shared_[next[part_of(rows[wanted_[i]])]++] = wanted_[i];
+    });
   }
+
+  void run(const Kernels& kernels, const UpdateContext& context) {
+    ThreadPool::instance().run(n_parts_, [&](uint32_t part) {
+      UpdateContext own = context;
+      own.scratch = scratch_.data() + part * scratch_floats_;
+      if (n_parts_ == 1) return kernels.update_rows(own, wanted_.data(), wanted_.size());
+      for (uint32_t range = 0; range < n_parts_; ++range) {
+        // After split() a list's number is its end, and that of the list before its beginning.
+        const uint64_t* const ends = &counts_[uint64_t{range} * n_parts_];
+        const uint64_t first = part > 0 ? ends[part - 1] : wanted_.size() * range / n_parts_;
+        kernels.update_rows(own, shared_.data() + first, ends[part] - first);
+      }
+    });
+  }
+
+  uint64_t bytes() const { return wanted_.bytes() + shared_.bytes() + counts_.bytes() + scratch_.bytes(); }
 
  private:
+  uint32_t part_of(uint32_t row) const { return static_cast<uint32_t>(uint64_t{version_of(row)} * n_parts_ / kVersions); }
+
   uint32_t n_parts_ = 1;
-  std::vector<std::vector<RowTask>> lists_;
-  std::vector<std::vector<float>> scratch_;
+  uint64_t scratch_floats_ = 0;
+  Scratch<uint32_t> wanted_;
+  Scratch<uint32_t> shared_;  // the wanted keys, range by range, in each part by part
+  Scratch<uint64_t> counts_;
+  Scratch<float> scratch_;
+};
+
+// The rows that a batch gives birth to.
+class BirthLists {
+ public:
+  void reserve(uint64_t n, uint64_t scratch_floats) {
+    tasks_.resize(n);
+    scratch_floats_ = round_up(scratch_floats, 16);
+    scratch_.resize(scratch_floats_ * n_parts_for(n));
+  }
+  void set(uint64_t i, const RowTask& task) { tasks_[i] = task; }
+
+  void run(const Kernels& kernels, const BirthContext& context) {
+    for_ranges(tasks_.size(), [&](uint32_t part, uint64_t first, uint64_t end) {
+      BirthContext own = context;
+      own.scratch = scratch_.data() + part * scratch_floats_;
+      kernels.birth_rows(own, tasks_.data() + first, end - first);
+    });
+  }
+
+  uint64_t bytes() const { return tasks_.bytes() + scratch_.bytes(); }
+
+ private:
+  uint64_t scratch_floats_ = 0;
+  Scratch<RowTask> tasks_;
+  Scratch<float> scratch_;
 };
 
 // The summed gradient of each distinct key of a ticket.
 class GradientSums {
  public:
-  // Sums of the keys that `wanted` names and that occur more than once; others are read where they lie.
-  void run(const Kernels& kernels, Ticket& ticket, const std::vector<uint32_t>& wanted, const float* grads,
-           uint32_t dim) {
+  // Sums of the keys that `wanted` (n,) names; a single gradient without a weight is read where it lies.
+  void run(const Kernels& kernels, Ticket& ticket, const uint32_t* wanted, uint64_t n, const GradientView& grads) {
     const Distinct& distinct = ticket.distinct;
-    ticket.group_positions();
-    tasks_.clear();
-    sums_.assign(distinct.n_unique(), nullptr);
-    uint64_t n_repeated = 0;
-    for (const uint32_t u : wanted) n_repeated += distinct.n_positions[u] > 1;
-    values_.resize(n_repeated * dim);
-    for (const uint32_t u : wanted) {
-      if (distinct.n_positions[u] == 1) {
-        sums_[u] = grads + uint64_t{distinct.first[u]} * dim;
+    const uint32_t least = grads.weights != nullptr ? 1 : 2;
+    ticket.group_positions(least);
+    sums_.resize(distinct.n_unique);
+    tasks_.resize(n);
+    uint64_t n_tasks = 0;
+    for (uint64_t i = 0; i < n; ++i) {
+      const uint32_t u = wanted[i];
+      if (distinct.n_positions[u] < least) {
+        sums_[u] = gradient_at(grads, distinct.first[u]);
         continue;
       }
-      float* const out = values_.data() + tasks_.size() * dim;
-      tasks_.push_back(SumTask{ticket.positions.data() + ticket.first_of[u], distinct.n_positions[u], out});
+      tasks_[n_tasks++] = SumTask{ticket.positions.data() + ticket.first_of[u], distinct.n_positions[u], nullptr};
+    }
+    values_.resize(n_tasks * grads.dim);
+    n_tasks = 0;
+    for (uint64_t i = 0; i < n; ++i) {
+      const uint32_t u = wanted[i];
+      if (distinct.n_positions[u] < least) continue;
+      float* const out = values_.data() + n_tasks * grads.dim;
+      tasks_[n_tasks++].out = out;
       sums_[u] = out;
     }
-    sum_in_parts(kernels, grads, dim);
+    tasks_.truncate(n_tasks);
+    sum_in_parts(kernels, grads);
   }
 
   const float* of(uint32_t unique) const { return sums_[unique]; }
-  uint64_t bytes() const {
-    return tasks_.capacity() * sizeof(SumTask) + sums_.capacity() * 8 + values_.capacity() * 4 + levels_.capacity() * 4;
-  }
+  const float* const* data() const { return sums_.data(); }
+  uint64_t n_summed() const { return tasks_.size(); }
+  const float* summed() const { return values_.data(); }  // (n_summed, dim)
+  uint64_t bytes() const { return tasks_.bytes() + sums_.bytes() + values_.bytes() + levels_.bytes(); }
 
  private:
-  void sum_in_parts(const Kernels& kernels, const float* grads, uint32_t dim) {
+  // Several pieces for each thread: the keys that come first are those with the most occurrences.
+  void sum_in_parts(const Kernels& kernels, const GradientView& grads) {
+    constexpr uint32_t kPiecesPerThread = 16;
     const uint64_t n = tasks_.size();
-    const uint32_t n_parts = n_parts_for(n);
-    const uint64_t level_floats = uint64_t{kReduceLevels} * dim;
-    levels_.resize(n_parts * level_floats);
-    ThreadPool::instance().run(n_parts, [&](uint32_t part) {
-      const uint64_t first = n * part / n_parts;
-      const uint64_t end = n * (part + 1) / n_parts;
-      kernels.sum_gradients(grads, dim, tasks_.data() + first, end - first, levels_.data() + part * level_floats);
+    const uint32_t n_threads = n_parts_for(n);
+    const uint32_t n_pieces = n_threads == 1 ? 1 : n_threads * kPiecesPerThread;
+    const uint64_t level_floats = uint64_t{kReduceLevels + 1} * grads.dim;
+    levels_.resize(n_pieces * level_floats);
+    ThreadPool::instance().run(n_pieces, [&](uint32_t piece) {
+      const uint64_t first = n * piece / n_pieces;
+      const uint64_t end = n * (piece + 1) / n_pieces;
+      kernels.sum_gradients(grads, tasks_.data() + first, end - first, levels_.data() + piece * level_floats);
     });
   }
 
-  std::vector<SumTask> tasks_;
-  std::vector<const float*> sums_;  // (n_unique,)
-  std::vector<float> values_;
-  std::vector<float> levels_;
+  Scratch<SumTask> tasks_;
+  Scratch<const float*> sums_;  // (n_unique,)
+  Scratch<float> values_;
+  Scratch<float> levels_;
 };
-
-inline void run_births(const Kernels& kernels, BirthContext context, TaskLists& lists) {
-  ThreadPool::instance().run(lists.n_parts(), [&](uint32_t part) {
-    BirthContext own = context;
-    own.scratch = lists.scratch(part);
-    kernels.birth_rows(own, lists.list(part).data(), lists.list(part).size());
-  });
-}
-
-inline void run_updates(const Kernels& kernels, UpdateContext context, TaskLists& lists) {
-  ThreadPool::instance().run(lists.n_parts(), [&](uint32_t part) {
-    UpdateContext own = context;
-    own.scratch = lists.scratch(part);
-    kernels.update_rows(own, lists.list(part).data(), lists.list(part).size());
-  });
-}
 
 }  // namespace embstore::cpu
 
