@@ -263,8 +263,8 @@ typedef struct es_batch {
   es_table* table; /* each table at most once in a call */
   const es_part* parts;
   uint64_t n_parts;
-  es_ticket* ticket; /* of the joined keys: given by es_find_or_insert_many (NULL where it did not get that far), taken by
-                        es_apply_gradients_many (NULL: by key) */
+  es_ticket* ticket; /* of the joined keys: given by es_find_or_insert_many (NULL where it did not get that far), taken
+                        by es_apply_gradients_many (NULL: by key) */
   double lr;         /* es_apply_gradients_many alone */
   es_apply_report report; /* the same */
 } es_batch;

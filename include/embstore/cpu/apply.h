@@ -279,8 +279,7 @@ inline void Table::import_candidates(const int64_t* keys, uint64_t n, const uint
   index().ensure(n);
   Commit commit(*this);
   for (uint64_t u = 0; u < n; ++u)
-    index().insert(d.keys[u], lookup_.hashes[u],
-                   word_of_candidate(counts[u], static_cast<uint64_t>(epochs[u])));
+    index().insert(d.keys[u], lookup_.hashes[u], word_of_candidate(counts[u], static_cast<uint64_t>(epochs[u])));
   n_candidates_ += n;
 }
 

@@ -1,6 +1,7 @@
 // The loops over row bytes, compiled once for each instruction set (src/paths) and chosen at run time.
 //
-// 1. Everything here has internal linkage and, like births.h, includes core alone: a path's code never stands in for another's.
+// 1. Everything here has internal linkage and, like births.h, includes core alone: a path's code never stands in for
+// another's.
 // 2. All paths give the same bits: the order of every operation is written, and nothing is fused.
 #ifndef EMBSTORE_CPU_KERNELS_H_
 #define EMBSTORE_CPU_KERNELS_H_
@@ -53,7 +54,7 @@ struct DedupContext {
   View view;
   HashKeys hash_keys;
   const int64_t* keys;
-  const uint32_t* order;   // (n,) the positions to look at, ascending; null: all of [0, n)
+  const uint32_t* order;  // (n,) the positions to look at, ascending; null: all of [0, n)
   uint64_t n;
   const uint32_t* counts;  // by position; null: one each
   uint32_t* slots;         // zeroed, a power of two of them, more than twice n
@@ -171,7 +172,8 @@ EMB_FN void stream_row(char* out, const void* row, uint32_t n_bytes) {
   }
 #endif
   for (uint32_t at = 0; at < n_bytes; at += 16)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(out + at), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at)));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(out + at),
+                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at)));
 }
 EMB_FN void end_streaming() { _mm_sfence(); }
 #else

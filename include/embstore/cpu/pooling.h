@@ -47,8 +47,11 @@ inline void pool_bags(const Kernels& kernels, const void* rows, Dtype dtype, uin
                       uint64_t n_bags, PoolMode mode, const float* weights, float* out) {
   const RowFormat format = {dim, dtype, false, 0};
   const char* const first_row = static_cast<const char*>(rows);
-  const es_part part = {nullptr, static_cast<uint64_t>(offsets[n_bags]), nullptr, out, ES_F32,
-                        static_cast<int32_t>(mode), offsets, n_bags, weights};
+  const es_part part = {nullptr, static_cast<uint64_t>(offsets[n_bags]),
+                        nullptr, out,
+                        ES_F32,  static_cast<int32_t>(mode),
+                        offsets, n_bags,
+                        weights};
   Pooling pooling;
   pooling.run(kernels, format, part, [&](uint64_t i) { return first_row + i * value_bytes(format); });
 }

@@ -1,4 +1,5 @@
-// Finding a key's cell: buckets of five exact keys, probed linearly. Compiled once for each instruction set (src/paths).
+// Finding a key's cell: buckets of five exact keys, probed linearly. Compiled once for each instruction set
+// (src/paths).
 //
 // 1. A key's home bucket is the high part of hash x n; a probe goes on to the next bucket while the one before is full
 //    of cells that were ever used, and ends at an empty cell.

@@ -233,8 +233,14 @@ inline uint64_t Table::find(const int64_t* keys, uint64_t n, void* rows, Dtype r
     own_found.resize(n);
     found = own_found.data();
   }
-  const FindArgs args = {keys,  rows, row_dtype, default_row_.data(),
-                         found, freq, step,      shared_step_base_.load(std::memory_order_relaxed),
+  const FindArgs args = {keys,
+                         rows,
+                         row_dtype,
+                         default_row_.data(),
+                         found,
+                         freq,
+                         step,
+                         shared_step_base_.load(std::memory_order_relaxed),
                          n * config_.c.dim * size_of(row_dtype) > streamed_from()};
   const uint64_t n_chunks = (n + Reader::kChunk - 1) / Reader::kChunk;
   const uint32_t n_parts = n_parts_for(n);

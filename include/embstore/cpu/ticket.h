@@ -1,6 +1,7 @@
 // What the forward pass leaves to the backward pass: the batch's distinct keys and their rows.
 //
-// 1. A row is good while no row has been removed since; otherwise while it is live and still names the key. Else the key
+// 1. A row is good while no row has been removed since; otherwise while it is live and still names the key. Else the
+// key
 //    is probed once more.
 // 2. A ticket belongs to one table, and to the life of it between two clears.
 // 3. Its memory goes back to the table's shelf, and to the next batch.
@@ -19,13 +20,13 @@ namespace embstore::cpu {
 struct Ticket {
   uint64_t table_id = 0;
   uint64_t n_clears = 0;
-  uint64_t n_removals = 0;  // of the table when the rows were good
+  uint64_t n_removals = 0;   // of the table when the rows were good
   bool is_all_rows = false;  // every key had a row
   Distinct distinct;
-  Scratch<uint8_t> status;      // (n_unique,) es_key_status
-  Scratch<uint32_t> rows;       // (n_unique,) row ids; kNoRow where there is none
-  Scratch<uint32_t> positions;  // key after key; see group_positions
-  Scratch<uint32_t> first_of;   // (n_unique,) where a key's positions begin
+  Scratch<uint8_t> status;       // (n_unique,) es_key_status
+  Scratch<uint32_t> rows;        // (n_unique,) row ids; kNoRow where there is none
+  Scratch<uint32_t> positions;   // key after key; see group_positions
+  Scratch<uint32_t> first_of;    // (n_unique,) where a key's positions begin
   uint32_t least_positions = 0;  // of a key whose positions are grouped; 0: none are yet
 
   bool had_row(uint64_t unique) const { return status[unique] == ES_FOUND || status[unique] == ES_INSERTED; }

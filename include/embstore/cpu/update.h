@@ -82,7 +82,9 @@ class UpdateLists {
   uint64_t bytes() const { return wanted_.bytes() + shared_.bytes() + counts_.bytes() + scratch_.bytes(); }
 
  private:
-  uint32_t part_of(uint32_t row) const { return static_cast<uint32_t>(uint64_t{version_of(row)} * n_parts_ / kVersions); }
+  uint32_t part_of(uint32_t row) const {
+    return static_cast<uint32_t>(uint64_t{version_of(row)} * n_parts_ / kVersions);
+  }
 
   uint32_t n_parts_ = 1;
   uint64_t scratch_floats_ = 0;
