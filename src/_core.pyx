@@ -47,17 +47,17 @@ cdef class CoreTicket:
         cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
         return array
 
-    def keys(self):
-        """Return the unique keys in order of first occurrence, (n_unique,) int64."""
-        return self.view(self.n_unique(), cnp.NPY_INT64, es_ticket_keys(self.ticket))
-
-    def status(self):
-        """Return the es_key_status of each unique key, (n_unique,) uint8."""
-        return self.view(self.n_unique(), cnp.NPY_UINT8, es_ticket_status(self.ticket))
-
-    def inverse(self):
-        """Return the place of each key among the unique ones, (n,) uint32."""
-        return self.view(es_ticket_n(self.ticket), cnp.NPY_UINT32, es_ticket_inverse(self.ticket))
+    def arrays(self):
+        """Return the unique keys by first occurrence, int64, the es_key_status of each, and each key's place, (n,)."""
+        cdef const int64_t* keys
+        cdef const uint8_t* status
+        cdef const uint32_t* inverse
+        check(es_ticket_view(self.ticket, &keys, &status, &inverse), self.table.where)
+        return (
+            self.view(self.n_unique(), cnp.NPY_INT64, keys),
+            self.view(self.n_unique(), cnp.NPY_UINT8, status),
+            self.view(self.n(), cnp.NPY_UINT32, inverse),
+        )
 
     def n(self):
         """Return the number of keys."""

@@ -30,6 +30,7 @@ struct es_table {
 struct es_ticket {
   explicit es_ticket(cpu::HeldTicket held) : ticket(std::move(held)) {}
   cpu::HeldTicket ticket;
+  cpu::TicketView view;
 };
 
 namespace {
@@ -244,11 +245,14 @@ int es_find_or_insert(es_table* table, const int64_t* keys, uint64_t n, const ui
 void es_ticket_destroy(es_ticket* ticket) { delete ticket; }
 uint64_t es_ticket_n(const es_ticket* ticket) { return ticket->ticket->distinct.n(); }
 uint64_t es_ticket_n_unique(const es_ticket* ticket) { return ticket->ticket->distinct.n_unique; }
-const int64_t* es_ticket_keys(const es_ticket* ticket) {
-  return reinterpret_cast<const int64_t*>(ticket->ticket->distinct.keys.data());
+int es_ticket_view(es_ticket* ticket, const int64_t** keys, const uint8_t** status, const uint32_t** inverse) {
+  return guarded([&] {
+    ticket->view.make(*ticket->ticket);
+    *keys = ticket->view.keys();
+    *status = ticket->view.status();
+    *inverse = ticket->view.inverse();
+  });
 }
-const uint8_t* es_ticket_status(const es_ticket* ticket) { return ticket->ticket->status.data(); }
-const uint32_t* es_ticket_inverse(const es_ticket* ticket) { return ticket->ticket->distinct.inverse.data(); }
 
 int es_apply_gradients(es_table* table, es_ticket* ticket, const float* grads, int64_t step, double lr,
                        es_apply_report* report) {

@@ -156,9 +156,7 @@ cdef extern from "embstore/embstore.h" nogil:
     void es_ticket_destroy(es_ticket* ticket)
     uint64_t es_ticket_n(const es_ticket* ticket)
     uint64_t es_ticket_n_unique(const es_ticket* ticket)
-    const int64_t* es_ticket_keys(const es_ticket* ticket)
-    const uint8_t* es_ticket_status(const es_ticket* ticket)
-    const uint32_t* es_ticket_inverse(const es_ticket* ticket)
+    int es_ticket_view(es_ticket* ticket, const int64_t** keys, const uint8_t** status, const uint32_t** inverse)
     int es_apply_gradients(es_table* table, es_ticket* ticket, const float* grads, int64_t step,
                            double lr, es_apply_report* report)
     int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint64_t n,

@@ -54,17 +54,17 @@ class Batch:
     @property
     def keys(self) -> NDArray[np.int64]:
         """The unique keys in order of first occurrence, (n_unique,) int64, read-only."""
-        return self._open_ticket().keys()
+        return self._open_ticket().arrays()[0]
 
     @property
     def status(self) -> NDArray[np.uint8]:
         """The `KeyStatus` of each unique key, (n_unique,) uint8, read-only."""
-        return self._open_ticket().status()
+        return self._open_ticket().arrays()[1]
 
     @property
     def inverse(self) -> NDArray[np.uint32]:
         """The place of each given key among the unique ones, (n,) uint32, read-only."""
-        return self._open_ticket().inverse()
+        return self._open_ticket().arrays()[2]
 
     @property
     def n_unique(self) -> int:

@@ -234,9 +234,9 @@ ES_API int es_find_or_insert(es_table* table, const int64_t* keys, uint64_t n, c
 ES_API void es_ticket_destroy(es_ticket* ticket);
 ES_API uint64_t es_ticket_n(const es_ticket* ticket);
 ES_API uint64_t es_ticket_n_unique(const es_ticket* ticket);
-ES_API const int64_t* es_ticket_keys(const es_ticket* ticket);     /* (n_unique,) in order of first occurrence */
-ES_API const uint8_t* es_ticket_status(const es_ticket* ticket);   /* (n_unique,) es_key_status */
-ES_API const uint32_t* es_ticket_inverse(const es_ticket* ticket); /* (n,) into the unique keys */
+/* What the batch was: the unique keys in order of first occurrence (n_unique,), the es_key_status of each (n_unique,),
+ * and the place of each key among them (n,). The arrays are the ticket's; one thread at a time may ask for them. */
+ES_API int es_ticket_view(es_ticket* ticket, const int64_t** keys, const uint8_t** status, const uint32_t** inverse);
 
 /* grads: (n, dim) float32 in the order of the ticket's keys. lr: the learning rate of this call. */
 ES_API int es_apply_gradients(es_table* table, es_ticket* ticket, const float* grads, int64_t step, double lr,

@@ -13,10 +13,12 @@ inline void Table::check_ticket(const Ticket& ticket) const {
 
 // Rows that are given, not seen in a batch, are born with freq 0.
 inline void Table::forget_counts(const Ticket& ticket) {
-  before_.assign(ticket.distinct.n_unique, 0);
-  uint32_t* const none = lookup_.counted.resize(ticket.distinct.n_unique);
-  std::fill(none, none + ticket.distinct.n_unique, 0u);
+  const uint64_t n = ticket.distinct.n();
+  uint32_t* const none = lookup_.counted.resize(n);
+  std::fill(none, none + n, 0u);
   lookup_.occurrences = none;
+  uint32_t* const before = before_.resize(n);
+  std::fill(before, before + n, 0u);
 }
 
 inline es_apply_report Table::apply(const Parts& parts, Ticket* ticket, int64_t step, double lr) {
@@ -27,7 +29,8 @@ inline es_apply_report Table::apply(const Parts& parts, Ticket* ticket, int64_t 
     return apply_locked(*ticket, grads, step, lr);
   }
   HeldTicket own = new_ticket();
-  look_up(JoinedKeys(parts), &*own);
+  const JoinedKeys joined(parts);
+  look_up(joined, dedup_parts_for(joined.n()), &*own);
   note_found(*own, ES_PENDING);
   return apply_locked(*own, grads, step, lr);
 }
@@ -41,16 +44,26 @@ inline uint32_t Table::row_now(uint32_t row, uint64_t key) {
 
 // Lists the keys whose rows are to be updated, and counts the others.
 inline void Table::resolve(Ticket& ticket, es_apply_report* report) {
-  const uint64_t n = ticket.distinct.n_unique;
-  const bool is_as_it_was = ticket.n_removals == n_removals_;
-  uint32_t* const wanted = updates_.wanted();
-  if (is_as_it_was && ticket.is_all_rows) {
-    for (uint64_t u = 0; u < n; ++u) wanted[u] = static_cast<uint32_t>(u);
-    return updates_.set_n_wanted(n);
+  const Distinct& d = ticket.distinct;
+  reports_.resize(d.n_parts());
+  d.in_parallel([&](uint32_t number, const DistinctPart& part) {
+    reports_[number] = es_apply_report{};
+    list_wanted(ticket, number, part, &reports_[number]);
+  });
+  for (uint32_t part = 0; part < d.n_parts(); ++part) {
+    report->n_dropped += reports_[part].n_dropped;
+    report->n_stale += reports_[part].n_stale;
   }
-  uint64_t n_wanted = 0;
-  for (uint64_t u = 0; u < n; ++u) {
-    if (!ticket.had_row(u)) {
+  if (report->n_stale == 0) ticket.n_removals = n_removals_;
+}
+
+inline void Table::list_wanted(Ticket& ticket, uint32_t number, const DistinctPart& part, es_apply_report* report) {
+  const bool is_as_it_was = ticket.n_removals == n_removals_;
+  uint32_t* const wanted = updates_.wanted(part);
+  uint64_t& n_wanted = updates_.n_wanted(number);
+  n_wanted = 0;
+  for (uint64_t u = part.first; u < part.end(); ++u) {
+    if (!ticket.is_all_rows && !ticket.had_row(u)) {
       ++report->n_dropped;
       continue;
     }
@@ -60,32 +73,30 @@ inline void Table::resolve(Ticket& ticket, es_apply_report* report) {
     else
       wanted[n_wanted++] = static_cast<uint32_t>(u);
   }
-  updates_.set_n_wanted(n_wanted);
-  if (report->n_stale == 0) ticket.n_removals = n_removals_;
 }
 
+// Some sums are not finite: such rows are left alone, or the whole call is refused.
 inline void Table::filter_nonfinite(const Ticket& ticket, es_apply_report* report) {
-  if (config_.c.on_nonfinite == ES_NONFINITE_ALLOW) return;
-  uint32_t* const wanted = updates_.wanted();
-  const uint64_t n = updates_.n_wanted();
-  std::atomic<bool> is_all_fine{true};
-  for_ranges(n, [&](uint32_t, uint64_t first, uint64_t end) {
-    bool is_fine = true;
-    for (uint64_t i = first; i < end; ++i) is_fine &= kernels_.all_finite(sums_.of(wanted[i]), config_.c.dim);
-    if (!is_fine) is_all_fine.store(false, std::memory_order_relaxed);
-  });
-  if (is_all_fine.load(std::memory_order_relaxed)) return;
-  uint64_t n_kept = 0;
-  for (uint64_t i = 0; i < n; ++i) {
-    const uint32_t u = wanted[i];
-    const bool is_fine = kernels_.all_finite(sums_.of(u), config_.c.dim);
-    if (!is_fine && config_.c.on_nonfinite == ES_NONFINITE_RAISE)
-      throw Error(ES_NONFINITE, "the gradient of key " + std::to_string(static_cast<int64_t>(ticket.distinct.keys[u])) +
-                                    " is not finite; on_nonfinite=\"skip\" would leave such rows alone");
-    report->n_nonfinite += !is_fine;
-    if (is_fine) wanted[n_kept++] = u;
+  const Distinct& d = ticket.distinct;
+  uint64_t first_bad = d.n();
+  for (uint32_t number = 0; number < d.n_parts(); ++number) {
+    uint32_t* const wanted = updates_.wanted(d.parts[number]);
+    uint64_t n_kept = 0;
+    for (uint64_t i = 0; i < updates_.n_wanted(number); ++i) {
+      const uint32_t u = wanted[i];
+      if (kernels_.all_finite(sums_.of(u), config_.c.dim)) {
+        wanted[n_kept++] = u;
+        continue;
+      }
+      first_bad = std::min<uint64_t>(first_bad, d.first[u]);
+      ++report->n_nonfinite;
+    }
+    updates_.n_wanted(number) = n_kept;
   }
-  updates_.set_n_wanted(n_kept);
+  if (config_.c.on_nonfinite == ES_NONFINITE_RAISE)
+    throw Error(ES_NONFINITE, "the gradient of key " +
+                                  std::to_string(static_cast<int64_t>(d.keys[d.inverse[first_bad]])) +
+                                  " is not finite; on_nonfinite=\"skip\" would leave such rows alone");
 }
 
 // t counts the distinct steps that trained; the powers of the betas go with it.
@@ -101,13 +112,14 @@ inline void Table::note_train_step(int64_t step) {
 
 inline es_apply_report Table::apply_locked(Ticket& ticket, const GradientView& grads, int64_t step, double lr) {
   es_apply_report report = {};
-  updates_.reserve(ticket.distinct.n_unique, 2 * uint64_t{config_.c.dim} + format().n_slots);
+  const Distinct& distinct = ticket.distinct;
+  updates_.reserve(distinct, 2 * uint64_t{config_.c.dim} + format().n_slots);
   resolve(ticket, &report);
-  sums_.run(kernels_, ticket, updates_.wanted(), updates_.n_wanted(), grads);
-  filter_nonfinite(ticket, &report);
+  const bool is_checked = config_.c.on_nonfinite != ES_NONFINITE_ALLOW;
+  if (!sums_.run(kernels_, ticket, updates_, grads, is_checked)) filter_nonfinite(ticket, &report);
   log_.reserve(rows().n_ids(), 0);
-  updates_.split(ticket.rows.data());
-  report.n_applied = updates_.n_wanted();
+  updates_.split(distinct, ticket.rows.data());
+  report.n_applied = updates_.n_wanted_in_all();
   advance_base(step);
   Commit commit(*this);
   step = clamped(step);
@@ -125,9 +137,10 @@ inline es_apply_report Table::apply_locked(Ticket& ticket, const GradientView& g
   context.scalars = update_scalars(config_.optimizer, lr, state_.beta1_power, state_.beta2_power);
   context.t = static_cast<uint32_t>(state_.n_train_steps);
   context.step = relative(step);
-  updates_.run(kernels_, context);
-  for (uint64_t i = 0; log_.is_on() && i < updates_.n_wanted(); ++i)
-    log_.note_written(ticket.rows[updates_.wanted()[i]]);
+  updates_.run(kernels_, distinct, context);
+  for (uint32_t part = 0; log_.is_on() && part < distinct.n_parts(); ++part)
+    for (uint64_t i = 0; i < updates_.n_wanted(part); ++i)
+      log_.note_written(ticket.rows[updates_.wanted(distinct.parts[part])[i]]);
   state_.n_grads_dropped += report.n_dropped;
   state_.n_grads_stale += report.n_stale;
   state_.n_nonfinite += report.n_nonfinite;
@@ -146,9 +159,10 @@ inline void Table::assigned_values(Ticket& ticket, const float* values, es_assig
       std::memcpy(out->data() + d.inverse[i] * dim, values + i * dim, dim * sizeof(float));
     return;
   }
-  std::vector<uint32_t> all(d.n_unique);
-  for (uint32_t u = 0; u < d.n_unique; ++u) all[u] = u;
-  sums_.run(kernels_, ticket, all.data(), all.size(), GradientView{values, nullptr, nullptr, config_.c.dim});
+  updates_.reserve(d, 0);
+  for (uint32_t u = 0; u < d.n_unique; ++u) updates_.wanted(d.parts[0])[u] = u;
+  updates_.n_wanted(0) = d.n_unique;
+  sums_.run(kernels_, ticket, updates_, GradientView{values, nullptr, nullptr, config_.c.dim}, false);
   std::vector<float> scratch(dim + 4);
   std::vector<char> born(value_bytes(format()));
   BirthContext birth = birth_context();
@@ -170,7 +184,7 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
   Writer writer(*this);
   HeldTicket held = new_ticket();
   Ticket& ticket = *held;
-  look_up(JoinedKeys(keys, n), &ticket);
+  look_up(JoinedKeys(keys, n), 1, &ticket);
   note_found(ticket, ES_INSERTED);
   const uint64_t n_unique = ticket.distinct.n_unique;
   std::vector<float> results;
@@ -220,12 +234,12 @@ inline void Table::import(const int64_t* keys, uint64_t n, const void* values, c
   }
   HeldTicket held = new_ticket();
   Ticket& ticket = *held;
-  look_up(JoinedKeys(keys, n), &ticket);
+  look_up(JoinedKeys(keys, n), 1, &ticket);
   note_found(ticket, ES_INSERTED);
   require(ticket.distinct.n_unique == n, "import: a key is given twice");
   const Room room = count_needs(ticket);
   const bool has_rows = config_.c.max_rows == 0 || rows().n_live() + room.n_rows <= config_.c.max_rows;
-  const bool has_bytes = fitting_prefix(ticket, 0) == n;
+  const bool has_bytes = fitting_prefix(ticket, 0) == missing_.size();
   if (!has_rows || !has_bytes)
     throw Error(ES_FULL, "import: " + std::to_string(room.n_rows) + " new rows do not fit beside " +
                              std::to_string(rows().n_live()));
@@ -265,7 +279,7 @@ inline void Table::import_candidates(const int64_t* keys, uint64_t n, const uint
   require(config_.has_counter(), "import_candidates: the table has no counter admission");
   Writer writer(*this);
   HeldTicket ticket = new_ticket();
-  look_up(JoinedKeys(keys, n), &*ticket);
+  look_up(JoinedKeys(keys, n), 1, &*ticket);
   const Distinct& d = ticket->distinct;
   require(d.n_unique == n, "import_candidates: a key is given twice");
   for (uint64_t u = 0; u < n; ++u) {

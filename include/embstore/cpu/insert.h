@@ -6,6 +6,13 @@
 
 namespace embstore::cpu {
 
+// How many parts a batch of n keys is split into: several for each thread, so that none waits long for another.
+inline uint32_t dedup_parts_for(uint64_t n) {
+  constexpr uint32_t kPartsPerThread = 2;
+  const uint32_t n_threads = n_parts_for(n);
+  return n_threads == 1 ? 1 : std::min(n_threads * kPartsPerThread, Dedup::kMostParts);
+}
+
 inline HeldTicket Table::find_or_insert(const Parts& parts, int64_t given_step, bool admit_always) {
   Writer writer(*this);
   advance_base(given_step);
@@ -13,7 +20,7 @@ inline HeldTicket Table::find_or_insert(const Parts& parts, int64_t given_step, 
   maintain(step);
   const JoinedKeys joined(parts);
   HeldTicket ticket = new_ticket();
-  look_up(joined, &*ticket);
+  look_up(joined, dedup_parts_for(joined.n()), &*ticket);
   decide(*ticket, admit_always);
   const Room room = make_room(*ticket);
   reserve_for(*ticket, room);
@@ -34,8 +41,8 @@ inline HeldTicket Table::new_ticket() {
 }
 
 // The batch's distinct keys and their cells.
-inline void Table::look_up(const JoinedKeys& joined, Ticket* ticket) {
-  dedup_.run(kernels_, index(), joined.keys(), joined.n(), joined.counts(), &ticket->distinct, &lookup_);
+inline void Table::look_up(const JoinedKeys& joined, uint32_t n_parts, Ticket* ticket) {
+  dedup_.run(kernels_, index(), joined.keys(), joined.n(), joined.counts(), n_parts, &ticket->distinct, &lookup_);
 }
 
 // ---- what is due at a step
@@ -129,9 +136,9 @@ inline uint32_t Table::relative(int64_t step) const { return static_cast<uint32_
 // Looks the keys up again where the index has moved since.
 inline void Table::probe_again(const Ticket& ticket) {
   if (lookup_.layout == index().layout()) return;
-  for_ranges(ticket.distinct.n_unique, [&](uint32_t, uint64_t first, uint64_t end) {
-    kernels_.find_cells(index().view(), ticket.distinct.keys.data() + first, lookup_.hashes.data() + first, end - first,
-                        lookup_.cells.data() + first);
+  ticket.distinct.in_parallel([&](uint32_t, const DistinctPart& part) {
+    kernels_.find_cells(index().view(), ticket.distinct.keys.data() + part.first, lookup_.hashes.data() + part.first,
+                        part.n_unique, lookup_.cells.data() + part.first);
   });
   lookup_.layout = index().layout();
 }
@@ -147,16 +154,13 @@ inline uint32_t Table::count_before(uint64_t unique) const {
 
 inline void Table::decide(Ticket& ticket, bool admit_always) {
   const Distinct& d = ticket.distinct;
-  const uint64_t n = d.n_unique;
-  ticket.status.resize(n);
-  ticket.rows.resize(n);
-  const bool has_missing = note_found(ticket, ES_INSERTED);
-  if (!has_missing) return;
-  before_.assign(n, 0);
-  if (config_.has_bloom()) places_.resize(n);
+  note_found(ticket, ES_INSERTED);
+  if (ticket.is_all_rows) return;
+  before_.resize(d.n());
+  if (config_.has_bloom()) places_.resize(d.n());
   const bool admits_all = admit_always || config_.c.admission_kind == ES_ADMIT_ALL;
-  for (uint64_t u = 0; u < n; ++u) {
-    if (ticket.status[u] == ES_FOUND) continue;
+  for (uint64_t i = 0; i < missing_.size(); ++i) {
+    const uint32_t u = missing_[i];
     if (config_.has_bloom()) places_[u] = bloom_place(d.keys[u], config_.bloom);
     before_[u] = count_before(u);
     const bool admits = admits_all || is_admitted(before_[u], lookup_.occurrences[u], config_.c.min_count);
@@ -164,26 +168,35 @@ inline void Table::decide(Ticket& ticket, bool admit_always) {
   }
 }
 
-// Sets the rows and status of keys that have a row; the others get status `absent`. Whether there are such.
-inline bool Table::note_found(Ticket& ticket, es_key_status absent) {
-  const uint64_t n = ticket.distinct.n_unique;
-  ticket.status.resize(n);
-  ticket.rows.resize(n);
-  std::atomic<bool> has_missing{false};
-  for_ranges(n, [&](uint32_t, uint64_t first, uint64_t end) {
-    uint64_t n_found = 0;
-    for (uint64_t u = first; u < end; ++u) {
+// Sets the rows and status of keys that have a row; the others get status `absent`, and are listed.
+inline void Table::note_found(Ticket& ticket, es_key_status absent) {
+  Distinct& d = ticket.distinct;
+  ticket.status.resize(d.n());
+  ticket.rows.resize(d.n());
+  missing_.resize(d.n());
+  n_missing_.resize(d.n_parts());
+  d.in_parallel([&](uint32_t number, const DistinctPart& part) {
+    uint64_t n_missing = 0;
+    for (uint64_t u = part.first; u < part.end(); ++u) {
       const uint32_t word = lookup_.cells[u].word;
       const bool is_found = is_row_word(word);
       ticket.rows[u] = is_found ? row_of_word(word) : kNoRow;
       ticket.status[u] = static_cast<uint8_t>(is_found ? ES_FOUND : absent);
-      n_found += is_found;
+      missing_[part.first + n_missing] = static_cast<uint32_t>(u);
+      n_missing += !is_found;
     }
-    if (n_found < end - first) has_missing.store(true, std::memory_order_relaxed);
+    n_missing_[number] = n_missing;
   });
+  uint64_t n = n_missing_[0];
+  for (uint32_t part = 1; part < d.n_parts(); ++part) {
+    const uint32_t* const own = missing_.data() + d.parts[part].first;
+    std::copy(own, own + n_missing_[part], missing_.data() + n);
+    n += n_missing_[part];
+  }
+  missing_.truncate(n);
+  d.sort_by_first(missing_.data(), n);
   ticket.n_removals = n_removals_;
-  ticket.is_all_rows = !has_missing.load(std::memory_order_relaxed);
-  return !ticket.is_all_rows;
+  ticket.is_all_rows = n == 0;
 }
 
 inline bool Table::needs_cell(const Ticket& ticket, uint64_t unique) const {
@@ -194,10 +207,9 @@ inline bool Table::needs_cell(const Ticket& ticket, uint64_t unique) const {
 
 inline Table::Room Table::count_needs(const Ticket& ticket) const {
   Room room;
-  if (ticket.is_all_rows) return room;
-  for (uint64_t u = 0; u < ticket.status.size(); ++u) {
-    room.n_rows += ticket.status[u] == ES_INSERTED;
-    room.n_cells += needs_cell(ticket, u);
+  for (uint64_t i = 0; i < missing_.size(); ++i) {
+    room.n_rows += ticket.status[missing_[i]] == ES_INSERTED;
+    room.n_cells += needs_cell(ticket, missing_[i]);
   }
   return room;
 }
@@ -216,15 +228,15 @@ inline uint64_t Table::bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_
          storage_->index.growth_bytes(n_cells);
 }
 
-// How many distinct keys, from the first, can be served within max_bytes.
+// How many of the missing keys, from the first, can be served within max_bytes.
 inline uint64_t Table::fitting_prefix(const Ticket& ticket, uint64_t n_victims) const {
-  const uint64_t n = ticket.status.size();
-  if (config_.c.max_bytes == 0 || ticket.is_all_rows) return n;
+  const uint64_t n = missing_.size();
+  if (config_.c.max_bytes == 0) return n;
   std::vector<uint64_t> n_rows(n + 1, 0);
   std::vector<uint64_t> n_cells(n + 1, 0);
-  for (uint64_t u = 0; u < n; ++u) {
-    n_rows[u + 1] = n_rows[u] + (ticket.status[u] == ES_INSERTED);
-    n_cells[u + 1] = n_cells[u] + needs_cell(ticket, u);
+  for (uint64_t i = 0; i < n; ++i) {
+    n_rows[i + 1] = n_rows[i] + (ticket.status[missing_[i]] == ES_INSERTED);
+    n_cells[i + 1] = n_cells[i] + needs_cell(ticket, missing_[i]);
   }
   uint64_t fits = 0;
   uint64_t beyond = n + 1;
@@ -243,13 +255,13 @@ inline uint64_t Table::fitting_prefix(const Ticket& ticket, uint64_t n_victims) 
 inline uint64_t Table::row_limit(const Ticket& ticket) {
   uint64_t limit = config_.c.max_rows != 0 ? config_.c.max_rows : UINT64_MAX;
   uint64_t prefix = fitting_prefix(ticket, 0);
-  if (prefix < ticket.status.size()) {
+  if (prefix < missing_.size()) {
     index().finish_move();  // gives the old index back
     prefix = fitting_prefix(ticket, 0);
   }
-  if (prefix < ticket.status.size()) {
+  if (prefix < missing_.size()) {
     uint64_t n_rows = 0;
-    for (uint64_t u = 0; u < prefix; ++u) n_rows += ticket.status[u] == ES_INSERTED;
+    for (uint64_t i = 0; i < prefix; ++i) n_rows += ticket.status[missing_[i]] == ES_INSERTED;
     limit = std::min(limit, storage_->rows.n_live() + n_rows);
   }
   return limit;
@@ -257,12 +269,13 @@ inline uint64_t Table::row_limit(const Ticket& ticket) {
 
 inline void Table::refuse_rows_beyond(Ticket& ticket, uint64_t limit) {
   uint64_t n = 0;
-  for (uint64_t u = 0; u < ticket.status.size(); ++u)
-    if (ticket.status[u] == ES_INSERTED && n++ >= limit) ticket.status[u] = ES_REFUSED;
+  for (uint64_t i = 0; i < missing_.size(); ++i)
+    if (ticket.status[missing_[i]] == ES_INSERTED && n++ >= limit) ticket.status[missing_[i]] = ES_REFUSED;
 }
 
 inline void Table::refuse_from(Ticket& ticket, uint64_t first) {
-  for (uint64_t u = first; u < ticket.status.size(); ++u) {
+  for (uint64_t i = first; i < missing_.size(); ++i) {
+    const uint32_t u = missing_[i];
     const bool takes_room = ticket.status[u] == ES_INSERTED || needs_cell(ticket, u);
     if (takes_room) ticket.status[u] = ES_REFUSED;
   }
@@ -284,7 +297,7 @@ inline Table::Room Table::make_room(Ticket& ticket) {
   const uint64_t n_left = n_live - victims.size();
   if (has_too_many) refuse_rows_beyond(ticket, limit > n_left ? limit - n_left : 0);
   const uint64_t prefix = fitting_prefix(ticket, victims.size());
-  if (prefix < ticket.status.size() && config_.c.on_full == ES_FULL_RAISE)
+  if (prefix < missing_.size() && config_.c.on_full == ES_FULL_RAISE)
     throw Error(ES_FULL, "the batch does not fit into max_bytes = " + std::to_string(config_.c.max_bytes));
   refuse_from(ticket, prefix);
   Room room = count_needs(ticket);
@@ -296,8 +309,8 @@ inline Table::Room Table::make_room(Ticket& ticket) {
 inline std::vector<Victim> Table::choose_victims(const Ticket& ticket, uint64_t target) const {
   const Rows& rows = storage_->rows;
   std::vector<bool> is_kept(rows.n_ids(), false);
-  for (uint64_t u = 0; u < ticket.status.size(); ++u)
-    if (ticket.status[u] == ES_FOUND) is_kept[ticket.rows[u]] = true;
+  for (const uint32_t unique : ticket.distinct.inverse)
+    if (ticket.status[unique] == ES_FOUND) is_kept[ticket.rows[unique]] = true;
   std::vector<Victim> victims;
   rows.for_each(0, rows.n_ids(), [&](uint32_t row, const Meta* meta) {
     const int64_t key = static_cast<int64_t>(meta->key);
@@ -337,20 +350,21 @@ inline void Table::commit_insert(Ticket& ticket, const Room& room, int64_t step)
 }
 
 inline void Table::touch_hits(const Ticket& ticket) {
-  for_ranges(ticket.distinct.n_unique, [&](uint32_t, uint64_t first, uint64_t end) {
-    kernels_.touch_rows(rows().meta_slab(), ticket.rows.data() + first, ticket.status.data() + first,
-                        lookup_.occurrences + first, end - first);
+  ticket.distinct.in_parallel([&](uint32_t, const DistinctPart& part) {
+    kernels_.touch_rows(rows().meta_slab(), ticket.rows.data() + part.first, ticket.status.data() + part.first,
+                        lookup_.occurrences + part.first, part.n_unique);
   });
   if (!log_.is_on()) return;
-  for (uint64_t u = 0; u < ticket.status.size(); ++u)
-    if (ticket.status[u] == ES_FOUND) log_.note_written(ticket.rows[u]);
+  for (const uint32_t unique : ticket.distinct.inverse)
+    if (ticket.status[unique] == ES_FOUND) log_.note_written(ticket.rows[unique]);
 }
 
 // Rows that the index does not name yet; their values and slots come by births_, or by whoever has better ones.
 inline void Table::make_rows(Ticket& ticket, uint32_t step) {
   const Distinct& d = ticket.distinct;
   uint64_t n_born = 0;
-  for (uint64_t u = 0; u < d.n_unique; ++u) {
+  for (uint64_t i = 0; i < missing_.size(); ++i) {
+    const uint32_t u = missing_[i];
     if (ticket.status[u] != ES_INSERTED) continue;
     const uint32_t row = rows().take();
     Meta* meta = rows().meta(row);
@@ -366,7 +380,8 @@ inline void Table::make_rows(Ticket& ticket, uint32_t step) {
 // From here on readers may see the rows: they are whole.
 inline void Table::publish_rows(const Ticket& ticket) {
   const Distinct& d = ticket.distinct;
-  for (uint64_t u = 0; u < d.n_unique; ++u) {
+  for (uint64_t i = 0; i < missing_.size(); ++i) {
+    const uint32_t u = missing_[i];
     if (ticket.status[u] != ES_INSERTED) continue;
     const Cell& cell = lookup_.cells[u];
     const uint32_t word = word_of_row(ticket.rows[u]);
@@ -383,7 +398,8 @@ inline void Table::publish_rows(const Ticket& ticket) {
 inline void Table::count_pending(const Ticket& ticket) {
   const Distinct& d = ticket.distinct;
   const uint64_t epoch = static_cast<uint64_t>(state_.candidate_epoch);  // 0 without candidate_ttl
-  for (uint64_t u = 0; u < d.n_unique; ++u) {
+  for (uint64_t i = 0; i < missing_.size(); ++i) {
+    const uint32_t u = missing_[i];
     state_.n_refused += ticket.status[u] == ES_REFUSED;
     if (ticket.status[u] != ES_PENDING) continue;
     if (config_.has_bloom()) {

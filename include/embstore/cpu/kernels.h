@@ -49,13 +49,15 @@ struct ReadVersions {
   uint32_t row;  // of the row's version word
 };
 
-// The distinct keys of a batch and where their cells are; all arrays but `slots` have room for the batch's keys.
+// The distinct keys of a batch, or of a part of it, and where their cells are; the arrays of distinct keys have room
+// for n.
 struct DedupContext {
   View view;
   HashKeys hash_keys;
-  const int64_t* keys;
-  const uint32_t* order;  // (n,) the positions to look at, ascending; null: all of [0, n)
+  const int64_t* keys;    // by position
+  const uint32_t* order;  // (n,) the part's positions, ascending; null: all of [0, n)
   uint64_t n;
+  uint32_t first_number;   // of the distinct keys, in out_inverse
   const uint32_t* counts;  // by position; null: one each
   uint32_t* slots;         // zeroed, a power of two of them, more than twice n
   uint64_t n_slots;
@@ -128,6 +130,9 @@ struct Kernels {
                                   uint32_t* words, ReadVersions* versions);
   // How many distinct keys there are.
   uint64_t (*dedup)(const DedupContext& context);
+  // The part of each key by its hash, and how many keys a part has: counts (n_parts,), which this adds to.
+  void (*split_keys)(const HashKeys& hash_keys, const int64_t* keys, uint64_t n, uint32_t n_parts, uint32_t* counts,
+                     uint8_t* parts);
   void (*find_cells)(const View& view, const uint64_t* keys, const uint64_t* hashes, uint64_t n, Cell* out);
   // Adds occurrences to the freq of the rows that were found.
   void (*touch_rows)(const Slab& meta, const uint32_t* rows, const uint8_t* status, const uint32_t* occurrences,
@@ -318,12 +323,22 @@ EMB_FN uint64_t dedup(const DedupContext& c) {
       ++c.out_n_positions[unique];
       if (c.counts != nullptr)
         c.out_occurrences[unique] = saturating_add(c.out_occurrences[unique], c.counts[position]);
-      c.out_inverse[position] = unique;
+      c.out_inverse[position] = c.first_number + unique;
     }
     probe_until(n_before);
   }
   probe_until(n_unique);
   return n_unique;
+}
+
+// The part is of the middle bits of the hash: the high ones are the bucket's, the low ones those of dedup's slots.
+EMB_FN void split_keys(const HashKeys& hash_keys, const int64_t* keys, uint64_t n, uint32_t n_parts, uint32_t* counts,
+                       uint8_t* parts) {
+  for (uint64_t i = 0; i < n; ++i) {
+    const uint64_t hash = keyed_hash(static_cast<uint64_t>(keys[i]), hash_keys);
+    parts[i] = static_cast<uint8_t>((hash >> 24 & 0xFFFF) * n_parts >> 16);
+    ++counts[parts[i]];
+  }
 }
 
 EMB_FN void find_cells(const View& view, const uint64_t* keys, const uint64_t* hashes, uint64_t n, Cell* out) {
@@ -569,8 +584,9 @@ EMB_FN void pool(const PoolRows& bag, const RowFormat& f, float* scratch, float*
 }
 
 EMB_FN Kernels make_kernels(const char* name) {
-  return Kernels{name,          find_rows,  find_rows_versioned, dedup,      find_cells,     touch_rows, copy_rows,
-                 sum_gradients, all_finite, update_rows,         birth_rows, initial_values, norms,      pool};
+  return Kernels{name,        find_rows,  find_rows_versioned, dedup,         split_keys,
+                 find_cells,  touch_rows, copy_rows,           sum_gradients, all_finite,
+                 update_rows, birth_rows, initial_values,      norms,         pool};
 }
 
 }  // namespace embstore::cpu

@@ -129,6 +129,8 @@ class Scratch {
   }
   T* data() { return reinterpret_cast<T*>(region_.data()); }
   const T* data() const { return reinterpret_cast<const T*>(region_.data()); }
+  const T* begin() const { return data(); }
+  const T* end() const { return data() + size_; }
   T& operator[](uint64_t i) { return data()[i]; }
   const T& operator[](uint64_t i) const { return data()[i]; }
   uint64_t size() const { return size_; }

@@ -68,7 +68,7 @@ inline es_evict_report Table::evict_locked(const std::vector<Predicate>& program
 inline uint64_t Table::erase(const int64_t* keys, uint64_t n) {
   Writer writer(*this);
   HeldTicket ticket = new_ticket();
-  look_up(JoinedKeys(keys, n), &*ticket);
+  look_up(JoinedKeys(keys, n), 1, &*ticket);
   const uint64_t n_unique = ticket->distinct.n_unique;
   log_.reserve(rows().n_ids(), n_unique);
   uint64_t n_erased = 0;

@@ -122,9 +122,9 @@ class Table {
   int64_t clamped(int64_t step);
   uint32_t relative(int64_t step) const;
   HeldTicket new_ticket();
-  void look_up(const JoinedKeys& joined, Ticket* ticket);
+  void look_up(const JoinedKeys& joined, uint32_t n_parts, Ticket* ticket);
   void probe_again(const Ticket& ticket);
-  bool note_found(Ticket& ticket, es_key_status absent);
+  void note_found(Ticket& ticket, es_key_status absent);
   void decide(Ticket& ticket, bool admit_always);
   uint32_t count_before(uint64_t unique) const;
   Room make_room(Ticket& ticket);
@@ -149,6 +149,7 @@ class Table {
   // apply.h
   void check_ticket(const Ticket& ticket) const;
   void forget_counts(const Ticket& ticket);
+  void list_wanted(Ticket& ticket, uint32_t number, const DistinctPart& part, es_apply_report* report);
   uint32_t row_now(uint32_t row, uint64_t key);
   void resolve(Ticket& ticket, es_apply_report* report);
   void filter_nonfinite(const Ticket& ticket, es_apply_report* report);
@@ -192,10 +193,14 @@ class Table {
   Gradients gradients_;
   GradientSums sums_;
   UpdateLists updates_;
+  Scratch<es_apply_report> reports_;  // of each part
   BirthLists births_;
   Pooling pooling_;
-  std::vector<uint32_t> before_;    // (n_unique,) occurrences counted before this batch
-  std::vector<BloomPlace> places_;  // (n_unique,) where bloom admission needs them
+  // By the numbers of distinct keys, but for missing_.
+  Scratch<uint32_t> missing_;    // distinct keys that had no row, in order of first occurrence
+  Scratch<uint64_t> n_missing_;  // of each part
+  Scratch<uint32_t> before_;     // occurrences counted before this batch, of missing keys
+  Scratch<BloomPlace> places_;   // of missing keys, where bloom admission needs them
   const std::shared_ptr<TicketShelf> shelf_ = std::make_shared<TicketShelf>();
 };
 

@@ -23,39 +23,93 @@ struct Ticket {
   uint64_t n_removals = 0;   // of the table when the rows were good
   bool is_all_rows = false;  // every key had a row
   Distinct distinct;
-  Scratch<uint8_t> status;       // (n_unique,) es_key_status
-  Scratch<uint32_t> rows;        // (n_unique,) row ids; kNoRow where there is none
-  Scratch<uint32_t> positions;   // key after key; see group_positions
-  Scratch<uint32_t> first_of;    // (n_unique,) where a key's positions begin
+  // By the numbers of distinct keys.
+  Scratch<uint8_t> status;       // es_key_status
+  Scratch<uint32_t> rows;        // row ids; kNoRow where there is none
+  Scratch<uint32_t> end_of;      // where a key's positions end; see group_positions
+  Scratch<uint32_t> positions;   // (n,)
   uint32_t least_positions = 0;  // of a key whose positions are grouped; 0: none are yet
 
   bool had_row(uint64_t unique) const { return status[unique] == ES_FOUND || status[unique] == ES_INSERTED; }
 
-  // Groups the positions of keys that have at least `least` of them, in batch order.
+  // The positions of a key, ascending, once they are grouped.
+  const uint32_t* positions_of(uint64_t unique) const {
+    return positions.data() + (end_of[unique] - distinct.n_positions[unique]);
+  }
+
+  // Groups the positions of keys that have at least `least` of them.
   void group_positions(uint32_t least) {
     if (least_positions == least) return;
-    const uint64_t n_unique = distinct.n_unique;
-    first_of.resize(n_unique);
-    uint32_t total = 0;
-    for (uint64_t u = 0; u < n_unique; ++u) {
-      first_of[u] = total;
-      if (distinct.n_positions[u] >= least) total += distinct.n_positions[u];
-    }
-    positions.resize(total);
+    end_of.resize(distinct.n());
+    positions.resize(distinct.n());
+    distinct.in_parallel([&](uint32_t, const DistinctPart& part) {
+      uint32_t at = static_cast<uint32_t>(part.first);
+      for (uint64_t u = part.first; u < part.end(); ++u) {
+        end_of[u] = at;
+        if (distinct.n_positions[u] >= least) at += distinct.n_positions[u];
+      }
+      if (at == part.first) return;
+      const uint32_t* const order = distinct.order.size() > 0 ? distinct.order.data() : nullptr;
+      for (uint64_t entry = part.first; entry < part.first + part.n; ++entry) {
+        const uint32_t i = order != nullptr ? order[entry] : static_cast<uint32_t>(entry);
+        const uint32_t u = distinct.inverse[i];
+        if (distinct.n_positions[u] >= least) positions[end_of[u]++] = i;
+      }
+    });
     least_positions = least;
-    if (total == 0) return;
-    const uint64_t n = distinct.n();
-    for (uint32_t i = 0; i < n; ++i) {
-      const uint32_t u = distinct.inverse[i];
-      if (distinct.n_positions[u] >= least) positions[first_of[u]++] = i;
-    }
-    for (uint64_t u = 0; u < n_unique; ++u)
-      if (distinct.n_positions[u] >= least) first_of[u] -= distinct.n_positions[u];
   }
 
   uint64_t bytes() const {
-    return distinct.bytes() + status.bytes() + rows.bytes() + positions.bytes() + first_of.bytes();
+    return distinct.bytes() + status.bytes() + rows.bytes() + positions.bytes() + end_of.bytes();
   }
+};
+
+// What a user sees of a ticket: distinct keys in order of first occurrence, without gaps. A ticket of one part is seen
+// as it is.
+class TicketView {
+ public:
+  void make(Ticket& ticket) {
+    if (keys_ != nullptr) return;
+    if (ticket.distinct.n_parts() > 1) return copy(ticket);
+    status_ = ticket.status.data();
+    inverse_ = ticket.distinct.inverse.data();
+    keys_ = ticket.distinct.keys.data();
+  }
+
+  const int64_t* keys() const { return reinterpret_cast<const int64_t*>(keys_); }
+  const uint8_t* status() const { return status_; }
+  const uint32_t* inverse() const { return inverse_; }
+
+ private:
+  void copy(Ticket& ticket) {
+    Distinct& d = ticket.distinct;
+    Scratch<uint32_t> uniques, number_of;
+    uniques.resize(d.n_unique);
+    number_of.resize(d.n());
+    own_keys_.resize(d.n_unique);
+    own_status_.resize(d.n_unique);
+    own_inverse_.resize(d.n());
+    uint64_t n = 0;
+    for (const DistinctPart& part : d.parts)
+      for (uint64_t u = part.first; u < part.end(); ++u) uniques[n++] = static_cast<uint32_t>(u);
+    d.sort_by_first(uniques.data(), n);
+    for (uint32_t i = 0; i < n; ++i) {
+      number_of[uniques[i]] = i;
+      own_keys_[i] = d.keys[uniques[i]];
+      own_status_[i] = ticket.status[uniques[i]];
+    }
+    for (uint64_t i = 0; i < d.n(); ++i) own_inverse_[i] = number_of[d.inverse[i]];
+    status_ = own_status_.data();
+    inverse_ = own_inverse_.data();
+    keys_ = own_keys_.data();
+  }
+
+  const uint64_t* keys_ = nullptr;
+  const uint8_t* status_ = nullptr;
+  const uint32_t* inverse_ = nullptr;
+  Scratch<uint64_t> own_keys_;
+  Scratch<uint8_t> own_status_;
+  Scratch<uint32_t> own_inverse_;
 };
 
 // Tickets that wait for their next batch. Any thread may use it; it outlives the table while tickets do.

@@ -10,87 +10,84 @@
 
 #include "gradients.h"
 #include "kernels.h"
-#include "thread_pool.h"
+#include "ranges.h"
 #include "ticket.h"
 
 namespace embstore::cpu {
 
-constexpr uint64_t kRowsPerThread = 1024;  // below that a second thread costs more than it brings
-
-inline uint32_t n_parts_for(uint64_t n_rows) {
-  const uint64_t most = static_cast<uint64_t>(ThreadPool::instance().n_threads());
-  return static_cast<uint32_t>(std::max<uint64_t>(1, std::min(most, n_rows / kRowsPerThread)));
-}
-
-// run(part, first, end) for ranges of [0, n), each by one thread.
-template <class Run>
-void for_ranges(uint64_t n, const Run& run) {
-  const uint32_t n_parts = n_parts_for(n);
-  ThreadPool::instance().run(n_parts, [&](uint32_t part) { run(part, n * part / n_parts, n * (part + 1) / n_parts); });
-}
-
-// Which keys are updated by which thread: lists[range][part] of a table of n_parts x n_parts.
+// Which distinct keys are updated, by the parts of their batch, and by which thread: all rows of a version word are one
+// owner's.
 class UpdateLists {
  public:
-  void reserve(uint64_t n, uint64_t scratch_floats) {
-    n_parts_ = n_parts_for(n);
+  void reserve(const Distinct& distinct, uint64_t scratch_floats) {
+    const uint64_t n = distinct.n();
+    n_owners_ = n_parts_for(n);
     wanted_.resize(n);
-    if (n_parts_ > 1) shared_.resize(n);
-    counts_.resize(n_parts_ * n_parts_ + 1);
+    n_wanted_.resize(distinct.n_parts());
+    if (n_owners_ > 1) {
+      owned_.resize(n);
+      ends_.resize(uint64_t{distinct.n_parts()} * n_owners_);
+    }
     scratch_floats_ = round_up(scratch_floats, 16);
-    scratch_.resize(scratch_floats_ * n_parts_);
+    scratch_.resize(scratch_floats_ * n_owners_);
   }
 
-  uint32_t* wanted() { return wanted_.data(); }  // (n,) keys to be updated, ascending
-  void set_n_wanted(uint64_t n) { wanted_.truncate(n); }
-  uint64_t n_wanted() const { return wanted_.size(); }
+  // The wanted keys of a part: ascending, room for all of them.
+  uint32_t* wanted(const DistinctPart& part) { return wanted_.data() + part.first; }
+  uint64_t& n_wanted(uint32_t part) { return n_wanted_[part]; }
+  uint64_t n_wanted_in_all() const {
+    uint64_t sum = 0;
+    for (uint64_t part = 0; part < n_wanted_.size(); ++part) sum += n_wanted_[part];
+    return sum;
+  }
 
-  // Splits the wanted keys: each range of them is sorted by the part that owns the row.
-  void split(const uint32_t* rows) {
-    if (n_parts_ == 1) return;
-    const uint64_t n = wanted_.size();
-    ThreadPool::instance().run(n_parts_, [&](uint32_t range) {
-      const uint64_t first = n * range / n_parts_;
-      const uint64_t end = n * (range + 1) / n_parts_;
-      uint64_t* const next = &counts_[uint64_t{range} * n_parts_];
-      std::fill(next, next + n_parts_, uint64_t{0});
-      for (uint64_t i = first; i < end; ++i) ++next[part_of(rows[wanted_[i]])];
-      uint64_t at = first;
-      for (uint32_t part = 0; part < n_parts_; ++part) {
-        const uint64_t count = next[part];
-        next[part] = at;
-        at += count;
-      }
-      for (uint64_t i = first; i < end; ++i) shared_[next[part_of(rows[wanted_[i]])]++] = wanted_[i];
+  // Sorts the wanted keys of each part by the owners of their rows.
+  void split(const Distinct& distinct, const uint32_t* rows) {
+    if (n_owners_ == 1) return;
+    distinct.in_parallel([&](uint32_t number, const DistinctPart& part) {
+      const uint32_t* const wanted = this->wanted(part);
+      const uint64_t n = n_wanted_[number];
+      uint32_t* const ends = &ends_[uint64_t{number} * n_owners_];
+      std::fill(ends, ends + n_owners_, 0u);
+      for (uint64_t i = 0; i < n; ++i) ++ends[owner_of(rows[wanted[i]])];
+      uint32_t at = static_cast<uint32_t>(part.first);
+      for (uint32_t owner = 0; owner < n_owners_; ++owner) at += std::exchange(ends[owner], at);
+      for (uint64_t i = 0; i < n; ++i) owned_[ends[owner_of(rows[wanted[i]])]++] = wanted[i];
     });
   }
 
-  void run(const Kernels& kernels, const UpdateContext& context) {
-    ThreadPool::instance().run(n_parts_, [&](uint32_t part) {
+  void run(const Kernels& kernels, const Distinct& distinct, const UpdateContext& context) {
+    ThreadPool::instance().run(n_owners_, [&](uint32_t owner) {
       UpdateContext own = context;
-      own.scratch = scratch_.data() + part * scratch_floats_;
-      if (n_parts_ == 1) return kernels.update_rows(own, wanted_.data(), wanted_.size());
-      for (uint32_t range = 0; range < n_parts_; ++range) {
-        // After split() a list's number is its end, and that of the list before its beginning.
-        const uint64_t* const ends = &counts_[uint64_t{range} * n_parts_];
-        const uint64_t first = part > 0 ? ends[part - 1] : wanted_.size() * range / n_parts_;
-        kernels.update_rows(own, shared_.data() + first, ends[part] - first);
+      own.scratch = scratch_.data() + owner * scratch_floats_;
+      for (uint32_t part = 0; part < distinct.n_parts(); ++part) {
+        const uint64_t begin = distinct.parts[part].first;
+        if (n_owners_ == 1) {
+          kernels.update_rows(own, wanted_.data() + begin, n_wanted_[part]);
+          continue;
+        }
+        const uint32_t* const ends = &ends_[uint64_t{part} * n_owners_];
+        const uint64_t first = owner > 0 ? ends[owner - 1] : begin;
+        kernels.update_rows(own, owned_.data() + first, ends[owner] - first);
       }
     });
   }
 
-  uint64_t bytes() const { return wanted_.bytes() + shared_.bytes() + counts_.bytes() + scratch_.bytes(); }
+  uint64_t bytes() const {
+    return wanted_.bytes() + owned_.bytes() + ends_.bytes() + n_wanted_.bytes() + scratch_.bytes();
+  }
 
  private:
-  uint32_t part_of(uint32_t row) const {
-    return static_cast<uint32_t>(uint64_t{version_of(row)} * n_parts_ / kVersions);
+  uint32_t owner_of(uint32_t row) const {
+    return static_cast<uint32_t>(uint64_t{version_of(row)} * n_owners_ / kVersions);
   }
 
-  uint32_t n_parts_ = 1;
+  uint32_t n_owners_ = 1;
   uint64_t scratch_floats_ = 0;
-  Scratch<uint32_t> wanted_;
-  Scratch<uint32_t> shared_;  // the wanted keys, range by range, in each part by part
-  Scratch<uint64_t> counts_;
+  Scratch<uint32_t> wanted_;    // part after part
+  Scratch<uint64_t> n_wanted_;  // (n_parts,)
+  Scratch<uint32_t> owned_;     // the wanted keys, in each part owner after owner
+  Scratch<uint32_t> ends_;      // (n_parts, n_owners)
   Scratch<float> scratch_;
 };
 
@@ -123,44 +120,50 @@ class BirthLists {
 // The summed gradient of each distinct key of a ticket.
 class GradientSums {
  public:
-  // Sums of the keys that `wanted` (n,) names; a single gradient without a weight is read where it lies.
-  void run(const Kernels& kernels, Ticket& ticket, const uint32_t* wanted, uint64_t n, const GradientView& grads) {
+  // Sums of the keys that `updates` wants; a single gradient without a weight is read where it lies. Whether all are
+  // finite, where `is_checked`.
+  bool run(const Kernels& kernels, Ticket& ticket, UpdateLists& updates, const GradientView& grads, bool is_checked) {
     const Distinct& distinct = ticket.distinct;
     const uint32_t least = grads.weights != nullptr ? 1 : 2;
     ticket.group_positions(least);
-    sums_.resize(distinct.n_unique);
-    tasks_.resize(n);
-    uint64_t n_tasks = 0;
-    for (uint64_t i = 0; i < n; ++i) {
-      const uint32_t u = wanted[i];
-      if (distinct.n_positions[u] < least) {
-        sums_[u] = gradient_at(grads, distinct.first[u]);
-        continue;
+    sums_.resize(distinct.n());
+    n_summed_.resize(distinct.n_parts() + 1);
+    distinct.in_parallel([&](uint32_t number, const DistinctPart& part) {
+      uint64_t n = 0;
+      for (uint64_t i = 0; i < updates.n_wanted(number); ++i)
+        n += distinct.n_positions[updates.wanted(part)[i]] >= least;
+      n_summed_[number + 1] = n;
+    });
+    n_summed_[0] = 0;
+    for (uint32_t part = 0; part < distinct.n_parts(); ++part) n_summed_[part + 1] += n_summed_[part];
+    tasks_.resize(n_summed_[distinct.n_parts()]);
+    values_.resize(tasks_.size() * grads.dim);
+    distinct.in_parallel([&](uint32_t number, const DistinctPart& part) {
+      uint64_t at = n_summed_[number];
+      for (uint64_t i = 0; i < updates.n_wanted(number); ++i) {
+        const uint32_t u = updates.wanted(part)[i];
+        if (distinct.n_positions[u] < least) {
+          sums_[u] = gradient_at(grads, distinct.first[u]);
+          continue;
+        }
+        float* const out = values_.data() + at * grads.dim;
+        tasks_[at++] = SumTask{ticket.positions_of(u), distinct.n_positions[u], out};
+        sums_[u] = out;
       }
-      tasks_[n_tasks++] = SumTask{ticket.positions.data() + ticket.first_of[u], distinct.n_positions[u], nullptr};
-    }
-    values_.resize(n_tasks * grads.dim);
-    n_tasks = 0;
-    for (uint64_t i = 0; i < n; ++i) {
-      const uint32_t u = wanted[i];
-      if (distinct.n_positions[u] < least) continue;
-      float* const out = values_.data() + n_tasks * grads.dim;
-      tasks_[n_tasks++].out = out;
-      sums_[u] = out;
-    }
-    tasks_.truncate(n_tasks);
-    sum_in_parts(kernels, grads);
+    });
+    sum_in_pieces(kernels, grads);
+    return !is_checked || is_finite(kernels, distinct, updates, grads.dim);
   }
 
   const float* of(uint32_t unique) const { return sums_[unique]; }
   const float* const* data() const { return sums_.data(); }
-  uint64_t n_summed() const { return tasks_.size(); }
-  const float* summed() const { return values_.data(); }  // (n_summed, dim)
-  uint64_t bytes() const { return tasks_.bytes() + sums_.bytes() + values_.bytes() + levels_.bytes(); }
+  uint64_t bytes() const {
+    return tasks_.bytes() + sums_.bytes() + values_.bytes() + levels_.bytes() + n_summed_.bytes();
+  }
 
  private:
   // Several pieces for each thread: the keys that come first are those with the most occurrences.
-  void sum_in_parts(const Kernels& kernels, const GradientView& grads) {
+  void sum_in_pieces(const Kernels& kernels, const GradientView& grads) {
     constexpr uint32_t kPiecesPerThread = 16;
     const uint64_t n = tasks_.size();
     const uint32_t n_threads = n_parts_for(n);
@@ -174,9 +177,21 @@ class GradientSums {
     });
   }
 
+  bool is_finite(const Kernels& kernels, const Distinct& distinct, UpdateLists& updates, uint32_t dim) const {
+    std::atomic<bool> is_all_fine{true};
+    distinct.in_parallel([&](uint32_t number, const DistinctPart& part) {
+      bool is_fine = true;
+      for (uint64_t i = 0; i < updates.n_wanted(number); ++i)
+        is_fine &= kernels.all_finite(sums_[updates.wanted(part)[i]], dim);
+      if (!is_fine) is_all_fine.store(false, std::memory_order_relaxed);
+    });
+    return is_all_fine.load(std::memory_order_relaxed);
+  }
+
   Scratch<SumTask> tasks_;
-  Scratch<const float*> sums_;  // (n_unique,)
-  Scratch<float> values_;
+  Scratch<const float*> sums_;  // by the numbers of distinct keys
+  Scratch<uint64_t> n_summed_;  // (n_parts + 1,) tasks before each part's
+  Scratch<float> values_;       // (tasks, dim)
   Scratch<float> levels_;
 };
 
