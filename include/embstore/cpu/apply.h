@@ -115,8 +115,8 @@ inline es_apply_report Table::apply_locked(Ticket& ticket, const GradientView& g
   const Distinct& distinct = ticket.distinct;
   updates_.reserve(distinct, 2 * uint64_t{config_.c.dim} + format().n_slots);
   resolve(ticket, &report);
-  const bool is_checked = config_.c.on_nonfinite != ES_NONFINITE_ALLOW;
-  if (!sums_.run(kernels_, ticket, updates_, grads, is_checked)) filter_nonfinite(ticket, &report);
+  const bool is_finite = sums_.run(kernels_, ticket, updates_, grads);
+  if (!is_finite && config_.c.on_nonfinite != ES_NONFINITE_ALLOW) filter_nonfinite(ticket, &report);
   log_.reserve(rows().n_ids(), 0);
   updates_.split(distinct, ticket.rows.data());
   report.n_applied = updates_.n_wanted_in_all();
@@ -162,7 +162,7 @@ inline void Table::assigned_values(Ticket& ticket, const float* values, es_assig
   updates_.reserve(d, 0);
   for (uint32_t u = 0; u < d.n_unique; ++u) updates_.wanted(d.parts[0])[u] = u;
   updates_.n_wanted(0) = d.n_unique;
-  sums_.run(kernels_, ticket, updates_, GradientView{values, nullptr, nullptr, config_.c.dim}, false);
+  sums_.run(kernels_, ticket, updates_, GradientView{values, nullptr, nullptr, config_.c.dim});
   std::vector<float> scratch(dim + 4);
   std::vector<char> born(value_bytes(format()));
   BirthContext birth = birth_context();

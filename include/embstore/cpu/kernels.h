@@ -140,9 +140,10 @@ struct Kernels {
   // rows[i] to out row i, widened if out is float32 and the rows are not; past the caches if out is_streamed.
   void (*copy_rows)(const void* const* rows, uint64_t n, const RowFormat& format, Dtype out_dtype, bool is_streamed,
                     void* out);
-  // scratch: (kReduceLevels + 1, dim)
-  void (*sum_gradients)(const GradientView& grads, const SumTask* tasks, uint64_t n, float* scratch);
+  // Whether all sums are finite. scratch: (kReduceLevels + 1, dim)
+  bool (*sum_gradients)(const GradientView& grads, const SumTask* tasks, uint64_t n, float* scratch);
   bool (*all_finite)(const float* x, uint64_t n);
+  bool (*all_rows_finite)(const float* const* rows, uint64_t n, uint32_t dim);
   void (*update_rows)(const UpdateContext& context, const uint32_t* uniques, uint64_t n);
   void (*birth_rows)(const BirthContext& context, const RowTask* tasks, uint64_t n);
   void (*initial_values)(const BirthContext& context, uint64_t key, void* out);
@@ -374,13 +375,30 @@ EMB_FN const float* weighted_gradient(const GradientView& grads, uint32_t positi
   return scratch;
 }
 
+EMB_FN bool all_finite(const float* x, uint64_t n) {
+  uint32_t bad = 0;
+  for (uint64_t i = 0; i < n; ++i) bad |= static_cast<uint32_t>((bits_of(x[i]) & 0x7F800000u) == 0x7F800000u);
+  return bad == 0;
+}
+
+EMB_FN bool all_rows_finite(const float* const* rows, uint64_t n, uint32_t dim) {
+  constexpr uint64_t kAhead = 16;
+  bool is_finite = true;
+  for (uint64_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) prefetch_row(rows[i + kAhead], dim * 4);
+    is_finite &= all_finite(rows[i], dim);
+  }
+  return is_finite;
+}
+
 // The positions of the tasks follow each other in memory, or nearly: those of the next task are prefetched too.
-EMB_FN void sum_gradients(const GradientView& grads, const SumTask* tasks, uint64_t n, float* scratch) {
+EMB_FN bool sum_gradients(const GradientView& grads, const SumTask* tasks, uint64_t n, float* scratch) {
   constexpr uint64_t kAhead = 12;
-  if (n == 0) return;
+  if (n == 0) return true;
   const uint32_t dim = grads.dim;
   const uint32_t* const end = tasks[n - 1].positions + tasks[n - 1].n;
   float* const weighted = scratch + uint64_t{kReduceLevels} * dim;
+  bool is_finite = true;
   for (uint64_t i = 0; i < n; ++i) {
     const SumTask& task = tasks[i];
     const bool is_short = task.n <= kReduceBlock;
@@ -397,13 +415,9 @@ EMB_FN void sum_gradients(const GradientView& grads, const SumTask* tasks, uint6
         add_row(task.out, row, dim);
     }
     if (!is_short) copy_row(task.out, block_sum_finish(sum), dim);
+    is_finite &= all_finite(task.out, dim);
   }
-}
-
-EMB_FN bool all_finite(const float* x, uint64_t n) {
-  uint32_t bad = 0;
-  for (uint64_t i = 0; i < n; ++i) bad |= static_cast<uint32_t>((bits_of(x[i]) & 0x7F800000u) == 0x7F800000u);
-  return bad == 0;
+  return is_finite;
 }
 
 EMB_FN void narrow_stochastic_loop(Dtype dtype, const float* w, const float* uniforms, uint32_t n, uint16_t* out) {
@@ -584,9 +598,24 @@ EMB_FN void pool(const PoolRows& bag, const RowFormat& f, float* scratch, float*
 }
 
 EMB_FN Kernels make_kernels(const char* name) {
-  return Kernels{name,        find_rows,  find_rows_versioned, dedup,         split_keys,
-                 find_cells,  touch_rows, copy_rows,           sum_gradients, all_finite,
-                 update_rows, birth_rows, initial_values,      norms,         pool};
+  Kernels k = {};
+  k.name = name;
+  k.find_rows = embstore::cpu::find_rows;
+  k.find_rows_versioned = embstore::cpu::find_rows_versioned;
+  k.dedup = embstore::cpu::dedup;
+  k.split_keys = embstore::cpu::split_keys;
+  k.find_cells = embstore::cpu::find_cells;
+  k.touch_rows = embstore::cpu::touch_rows;
+  k.copy_rows = embstore::cpu::copy_rows;
+  k.sum_gradients = embstore::cpu::sum_gradients;
+  k.all_finite = embstore::cpu::all_finite;
+  k.all_rows_finite = embstore::cpu::all_rows_finite;
+  k.update_rows = embstore::cpu::update_rows;
+  k.birth_rows = embstore::cpu::birth_rows;
+  k.initial_values = embstore::cpu::initial_values;
+  k.norms = embstore::cpu::norms;
+  k.pool = embstore::cpu::pool;
+  return k;
 }
 
 }  // namespace embstore::cpu

@@ -121,77 +121,80 @@ class BirthLists {
 class GradientSums {
  public:
   // Sums of the keys that `updates` wants; a single gradient without a weight is read where it lies. Whether all are
-  // finite, where `is_checked`.
-  bool run(const Kernels& kernels, Ticket& ticket, UpdateLists& updates, const GradientView& grads, bool is_checked) {
+  // finite.
+  bool run(const Kernels& kernels, Ticket& ticket, UpdateLists& updates, const GradientView& grads) {
     const Distinct& distinct = ticket.distinct;
     const uint32_t least = grads.weights != nullptr ? 1 : 2;
     ticket.group_positions(least);
+    count(distinct, updates, least);
     sums_.resize(distinct.n());
-    n_summed_.resize(distinct.n_parts() + 1);
-    distinct.in_parallel([&](uint32_t number, const DistinctPart& part) {
-      uint64_t n = 0;
-      for (uint64_t i = 0; i < updates.n_wanted(number); ++i)
-        n += distinct.n_positions[updates.wanted(part)[i]] >= least;
-      n_summed_[number + 1] = n;
-    });
-    n_summed_[0] = 0;
-    for (uint32_t part = 0; part < distinct.n_parts(); ++part) n_summed_[part + 1] += n_summed_[part];
+    singles_.resize(distinct.n());
     tasks_.resize(n_summed_[distinct.n_parts()]);
     values_.resize(tasks_.size() * grads.dim);
+    std::atomic<bool> is_finite{true};
     distinct.in_parallel([&](uint32_t number, const DistinctPart& part) {
       uint64_t at = n_summed_[number];
+      const float** const singles = singles_.data() + part.first;
+      uint64_t n_singles = 0;
       for (uint64_t i = 0; i < updates.n_wanted(number); ++i) {
         const uint32_t u = updates.wanted(part)[i];
         if (distinct.n_positions[u] < least) {
-          sums_[u] = gradient_at(grads, distinct.first[u]);
+          sums_[u] = singles[n_singles++] = gradient_at(grads, distinct.first[u]);
           continue;
         }
         float* const out = values_.data() + at * grads.dim;
         tasks_[at++] = SumTask{ticket.positions_of(u), distinct.n_positions[u], out};
         sums_[u] = out;
       }
+      if (!kernels.all_rows_finite(singles, n_singles, grads.dim)) is_finite.store(false, std::memory_order_relaxed);
     });
-    sum_in_pieces(kernels, grads);
-    return !is_checked || is_finite(kernels, distinct, updates, grads.dim);
+    return sum_in_pieces(kernels, grads) && is_finite.load(std::memory_order_relaxed);
   }
 
   const float* of(uint32_t unique) const { return sums_[unique]; }
   const float* const* data() const { return sums_.data(); }
   uint64_t bytes() const {
-    return tasks_.bytes() + sums_.bytes() + values_.bytes() + levels_.bytes() + n_summed_.bytes();
+    return tasks_.bytes() + singles_.bytes() + sums_.bytes() + values_.bytes() + levels_.bytes() + n_summed_.bytes();
   }
 
  private:
+  // How many keys of each part have several gradients.
+  void count(const Distinct& distinct, UpdateLists& updates, uint32_t least) {
+    n_summed_.resize(distinct.n_parts() + 1);
+    distinct.in_parallel([&](uint32_t number, const DistinctPart& part) {
+      const uint32_t* const wanted = updates.wanted(part);
+      uint64_t n = 0;
+      for (uint64_t i = 0; i < updates.n_wanted(number); ++i) n += distinct.n_positions[wanted[i]] >= least;
+      n_summed_[number + 1] = n;
+    });
+    n_summed_[0] = 0;
+    for (uint32_t part = 0; part < distinct.n_parts(); ++part) n_summed_[part + 1] += n_summed_[part];
+  }
+
   // Several pieces for each thread: the keys that come first are those with the most occurrences.
-  void sum_in_pieces(const Kernels& kernels, const GradientView& grads) {
+  bool sum_in_pieces(const Kernels& kernels, const GradientView& grads) {
     constexpr uint32_t kPiecesPerThread = 16;
     const uint64_t n = tasks_.size();
     const uint32_t n_threads = n_parts_for(n);
     const uint32_t n_pieces = n_threads == 1 ? 1 : n_threads * kPiecesPerThread;
     const uint64_t level_floats = uint64_t{kReduceLevels + 1} * grads.dim;
     levels_.resize(n_pieces * level_floats);
+    std::atomic<bool> is_finite{true};
     ThreadPool::instance().run(n_pieces, [&](uint32_t piece) {
       const uint64_t first = n * piece / n_pieces;
       const uint64_t end = n * (piece + 1) / n_pieces;
-      kernels.sum_gradients(grads, tasks_.data() + first, end - first, levels_.data() + piece * level_floats);
+      float* const levels = levels_.data() + piece * level_floats;
+      if (!kernels.sum_gradients(grads, tasks_.data() + first, end - first, levels))
+        is_finite.store(false, std::memory_order_relaxed);
     });
-  }
-
-  bool is_finite(const Kernels& kernels, const Distinct& distinct, UpdateLists& updates, uint32_t dim) const {
-    std::atomic<bool> is_all_fine{true};
-    distinct.in_parallel([&](uint32_t number, const DistinctPart& part) {
-      bool is_fine = true;
-      for (uint64_t i = 0; i < updates.n_wanted(number); ++i)
-        is_fine &= kernels.all_finite(sums_[updates.wanted(part)[i]], dim);
-      if (!is_fine) is_all_fine.store(false, std::memory_order_relaxed);
-    });
-    return is_all_fine.load(std::memory_order_relaxed);
+    return is_finite.load(std::memory_order_relaxed);
   }
 
   Scratch<SumTask> tasks_;
-  Scratch<const float*> sums_;  // by the numbers of distinct keys
-  Scratch<uint64_t> n_summed_;  // (n_parts + 1,) tasks before each part's
-  Scratch<float> values_;       // (tasks, dim)
+  Scratch<const float*> singles_;  // part after part
+  Scratch<const float*> sums_;     // by the numbers of distinct keys
+  Scratch<uint64_t> n_summed_;     // (n_parts + 1,) tasks before each part's
+  Scratch<float> values_;          // (tasks, dim)
   Scratch<float> levels_;
 };
 
