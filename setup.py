@@ -164,7 +164,7 @@ class BuildNative(build_ext):
         (pyx,) = ext.sources
         cpp = tools.folder / f"_core.{sys.implementation.cache_tag}.cpp"
         cython = [sys.executable, "-m", "cython", "--cplus", pyx, "-o", str(cpp)]
-        tools.make(cpp, [pyx, *files("src", ".pxd")], cython)
+        tools.make(cpp, [pyx, *files("src", ".pxd", ".pxi")], cython)
         includes = [sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
         flags = [
             *COMMON,

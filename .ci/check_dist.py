@@ -24,6 +24,7 @@ SDIST_NEEDS = (
     r"setup\.py",
     r"include/embstore/embstore\.h",
     r"src/_core\.pyx",
+    r"src/core_many\.pxi",
     r"src/libembstore\.map",
     r"src/paths/baseline\.cpp",
     r"embstore/__init__\.py",
@@ -47,7 +48,7 @@ def main(folder):
         files = archive.namelist()
     found = {
         sdist.name: list(faults(members, SDIST_NEEDS, FOREIGN + r"|\.so$")),
-        wheel.name: list(faults(files, WHEEL_NEEDS, FOREIGN + r"|\.(cpp|pyx|map)$")),
+        wheel.name: list(faults(files, WHEEL_NEEDS, FOREIGN + r"|\.(cpp|pyx|pxi|map)$")),
     }
     for name, lines in found.items():
         size = (folder / name).stat().st_size

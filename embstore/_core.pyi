@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any, Self, final
 
 import numpy as np
@@ -10,6 +11,10 @@ _Rows = tuple[
     NDArray[np.uint32],
     NDArray[np.int64],
 ]
+
+_Bags = tuple[NDArray[np.int64], str, NDArray[np.float32] | None]
+_Part = tuple[NDArray[np.int64] | None, NDArray[Any], NDArray[np.uint32] | None, _Bags | None]
+_Joined = tuple[CoreTable, Sequence[_Part], CoreTicket | None, float]
 
 @final
 class CoreTicket:
@@ -42,12 +47,6 @@ class CoreTable:
         admit_always: bool,
         rows: NDArray[Any] | None,
     ) -> CoreTicket: ...
-    def apply(
-        self, ticket: CoreTicket, grads: NDArray[np.float32], step: int, lr: float
-    ) -> tuple[int, int, int, int]: ...
-    def apply_by_key(
-        self, keys: NDArray[np.int64], grads: NDArray[np.float32], step: int, lr: float
-    ) -> tuple[int, int, int, int]: ...
     def assign(
         self, keys: NDArray[np.int64], values: NDArray[np.float32], mode: int, step: int
     ) -> tuple[int, int, int]: ...
@@ -102,17 +101,8 @@ def num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def fixed_hash(keys: NDArray[np.int64]) -> NDArray[np.uint64]: ...
 def plan(config: dict[str, Any], n_rows: int, n_candidates: int) -> tuple[int, int]: ...
-def pool(
-    rows: NDArray[Any],
-    value_dtype: int,
-    offsets: NDArray[np.int64],
-    mode: int,
-    weights: NDArray[np.float32] | None,
-    out: NDArray[np.float32],
-) -> None: ...
-def pool_backward(
-    bag_grads: NDArray[np.float32],
-    offsets: NDArray[np.int64],
-    mode: int,
-    weights: NDArray[np.float32] | None,
-) -> NDArray[np.float32]: ...
+def find_many(given: list[_Joined], missing: int) -> None: ...
+def find_or_insert_many(
+    given: list[_Joined], step: int, admit_always: bool
+) -> list[CoreTicket]: ...
+def apply_many(given: list[_Joined], step: int) -> list[tuple[int, int, int, int]]: ...

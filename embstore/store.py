@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embstore.engines import arrays
+from embstore.engines.engine import Bags, JoinedBatch, Part, Ticket
 from embstore.engines.types import ApplyReport, EvictReport
 from embstore.errors import (
     ArgumentError,
@@ -15,11 +17,11 @@ from embstore.errors import (
     CheckpointMismatchError,
     EmbstoreError,
 )
-from embstore.policies._check import check_step, shown
+from embstore.policies._check import check_choice, check_step, shown
 from embstore.table import files
-from embstore.table.base import EvictionSink
-from embstore.table.batch import Bags, FeatureBatch, PoolMode, as_bags
-from embstore.table.table import Admit, Missing, Table
+from embstore.table.base import EvictionSink, locked, writing
+from embstore.table.batch import Batch, FeatureBatch, PooledBatch, PoolMode, as_bags
+from embstore.table.table import ADMIT, MISSING, Admit, Missing, Table
 
 
 class Store:
@@ -110,14 +112,9 @@ class Store:
             From features to (n, dim).
         """
         where = "Store.find_many"
-        given = {
-            f: arrays.as_keys(k, where, f"keys[{f!r}]") for f, k in _items(keys, where, "keys")
-        }
-        rows: dict[str, NDArray[Any]] = {}
-        for name, joint in self._joined(given, where).items():
-            found = self._tables[name].find(joint.keys, missing=missing)
-            rows |= {feature: found[part] for feature, part in joint.parts.items()}
-        return {feature: rows[feature] for feature in keys}
+        given = _keys_by_feature(keys, where)
+        check_choice(where, "missing", missing, MISSING)
+        return self._read(self._joined(given, {}, {}, where), missing, given)
 
     def find_or_insert_many(
         self,
@@ -146,24 +143,19 @@ class Store:
 
         Notes
         -----
-        Tables are served one after another: if one raises, those before it keep their inserts.
+        All arguments are checked before the first table is served. Tables are served one after
+        another: if one raises then, those before it keep their inserts, and no batch is returned.
         """
         where = "Store.find_or_insert_many"
         step = check_step(where, step)
-        given = {
-            f: arrays.as_keys(k, where, f"keys[{f!r}]") for f, k in _items(keys, where, "keys")
-        }
+        if admit != "policy":
+            check_choice(where, "admit", admit, ADMIT)
+        given = _keys_by_feature(keys, where)
         checked_counts = {
             feature: arrays.as_counts(c, len(given[feature]), f"{where}: {feature!r}")
             for feature, c in _items(counts or {}, where, "counts", given)
         }
-        batches: dict[str, FeatureBatch] = {}
-        for name, joint in self._joined(given, where).items():
-            joint_counts = _joint_counts(joint, checked_counts)
-            batch = self._tables[name].find_or_insert(joint.keys, step, joint_counts, admit)
-            for feature, part in joint.parts.items():
-                batches[feature] = FeatureBatch(batch, part, batch.rows[part])
-        return {feature: batches[feature] for feature in keys}
+        return self._train(self._joined(given, checked_counts, {}, where), step, admit, given)
 
     def pooled_many(
         self,
@@ -203,11 +195,10 @@ class Store:
             given[feature], bags[feature] = as_bags(
                 ids, bounds[feature], mode, factors.get(feature), padding, f"{where}: {feature!r}"
             )
+        joints = self._joined(given, {}, bags, where)
         if step is None:
-            rows = self.find_many(given)
-            return {f: bags[f].pool(rows[f]) for f in keys}
-        batches = self.find_or_insert_many(given, step)
-        return {f: batches[f].pooled(bags[f]) for f in keys}
+            return self._read(joints, "default", given)
+        return self._train(joints, check_step(where, step), "policy", given)
 
     def apply_gradients_many(
         self,
@@ -237,8 +228,9 @@ class Store:
 
         Notes
         -----
-        Tables are updated one after another: if one raises, those before it keep their updates.
-        Shapes and dtypes are checked before the first update.
+        All arguments are checked before the first update. Tables are updated one after another: if
+        one raises then (NonFiniteError, or TicketError after `clear`), those before it keep their
+        updates.
         """
         where = "Store.apply_gradients_many"
         step = check_step(where, step)
@@ -249,41 +241,54 @@ class Store:
                 f"{where}: grads must have the features of batches, {sorted(given)}, "
                 f"got {sorted(given_grads)}"
             )
-        updates = [
-            (name, *self._update(name, {f: given[f] for f in features}, given_grads, where))
+        updates = {
+            name: self._update(name, {f: given[f] for f in features}, given_grads, step, lr, where)
             for name, features in self._by_table(given, where).items()
-        ]
-        return {
-            name: self._tables[name].apply_gradients(target, joint_grads, step, lr)
-            for name, target, joint_grads in updates
         }
+        if not updates:
+            return {}
+        batches_of = [*updates.values()]
+        with locked([self._tables[name] for name in updates]):
+            reports = batches_of[0].engine.apply_many(batches_of, step)
+        return dict(zip(updates, reports, strict=True))
 
     def _update(
-        self, name: str, batches: dict[str, object], grads: dict[str, object], where: str
-    ) -> tuple[object, NDArray[np.float32]]:
-        """Return a table's batch, or keys, and its gradients (n, dim)."""
-        features = [b for b in batches.values() if isinstance(b, FeatureBatch)]
-        if not features:
-            keys = {f: arrays.as_keys(k, where, f"batches[{f!r}]") for f, k in batches.items()}
-            shapes = {f: (len(k), self._tables[name].dim) for f, k in keys.items()}
-            parts = [
-                arrays.as_floats(grads[f], s, where, f"grads[{f!r}]") for f, s in shapes.items()
-            ]
-            return np.concatenate(list(keys.values())), np.concatenate(parts)
-        batch = features[0].batch
-        if len(features) < len(batches) or any(f.batch is not batch for f in features):
+        self,
+        name: str,
+        batches: dict[str, object],
+        grads: dict[str, object],
+        step: int,
+        lr: float | None,
+        where: str,
+    ) -> JoinedBatch:
+        """Return the gradients of a table's features, which are all of one batch, or keys."""
+        table = self._tables[name]
+        rate = table._rate(lr, step, where)
+        of_batch = {f: b for f, b in batches.items() if isinstance(b, FeatureBatch)}
+        if not of_batch:
+            parts = []
+            for feature, ids in batches.items():
+                keys = arrays.as_keys(ids, where, f"batches[{feature!r}]")
+                shape = (len(keys), table.dim)
+                checked = arrays.as_floats(grads[feature], shape, where, f"grads[{feature!r}]")
+                parts.append(Part(keys, checked))
+            return JoinedBatch(table._engine, parts, None, rate)
+        batch = next(iter(of_batch.values())).batch
+        by_place = {b.place: f for f, b in of_batch.items() if b.batch is batch}
+        if len(by_place) < len(batches):
             raise ArgumentError(
                 f"{where}: features {list(batches)} of table {name!r} are not of one batch"
             )
-        if sum(f.n_keys for f in features) != len(batch):
+        ticket = batch._ticket_of(table, where)
+        if sum(b.n_keys for b in of_batch.values()) != len(batch.inverse):
             raise ArgumentError(
                 f"{where}: table {name!r} needs all features of its batch, got {list(batches)} only"
             )
-        joint = np.empty((len(batch), self._tables[name].dim), np.float32)
-        for feature, part in batches.items():
-            assert isinstance(part, FeatureBatch)
-            joint[part.ids] = part.key_grads(grads[feature], f"{where}: {feature!r}")
-        return batch, joint
+        parts = [
+            of_batch[feature].grad_part(grads[feature], f"{where}: {feature!r}")
+            for _, feature in sorted(by_place.items())
+        ]
+        return JoinedBatch(table._engine, parts, ticket, rate)
 
     def evict(self, step: int | None = None) -> dict[str, EvictReport]:
         """Run each table's eviction policy; tables without one are passed over.
@@ -406,37 +411,89 @@ class Store:
             by_table.setdefault(self.features[feature], []).append(feature)
         return by_table
 
-    def _joined(self, keys: Mapping[str, NDArray[np.int64]], where: str) -> dict[str, "_Joint"]:
-        """Return the keys of each table: those of its features one after another."""
-        joined = {}
+    def _joined(
+        self,
+        keys: Mapping[str, NDArray[np.int64]],
+        counts: Mapping[str, NDArray[np.uint32]],
+        bags: Mapping[str, Bags],
+        where: str,
+    ) -> list["_Joint"]:
+        """Return what each table has to do: its features, and memory for their rows."""
+        joints = []
         for name, features in self._by_table(keys, where).items():
-            ends = np.cumsum([len(keys[f]) for f in features]).tolist()
-            parts = {
-                feature: slice(end - len(keys[feature]), end)
-                for feature, end in zip(features, ends, strict=True)
-            }
-            joined[name] = _Joint(np.concatenate([keys[f] for f in features]), parts)
-        return joined
+            table = self._tables[name]
+            sizes = [bags[f].n_bags if bags else len(keys[f]) for f in features]
+            dtype = arrays.FLOAT32 if bags else table._spec.row_dtype
+            rows = arrays.as_output(None, (sum(sizes), table.dim), dtype, where)
+            ends = accumulate(sizes)
+            parts = [
+                Part(keys[f], rows[end - size : end], counts.get(f), bags.get(f))
+                for f, size, end in zip(features, sizes, ends, strict=True)
+            ]
+            joints.append(_Joint(table, features, rows, parts))
+        return joints
+
+    def _read(
+        self, joints: list["_Joint"], missing: Missing, order: Iterable[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Fill the rows of all features, and return them in the `order` of the features."""
+        if joints:
+            batches = [joint.batch for joint in joints]
+            batches[0].engine.find_many(batches, missing)
+        rows = {f: part.rows for joint in joints for f, part in joint.features_and_parts}
+        return {feature: rows[feature] for feature in order}
+
+    def _train(
+        self, joints: list["_Joint"], step: int, admit: Admit, order: Iterable[str]
+    ) -> dict[str, FeatureBatch]:
+        """Insert the keys of all features, and return their batches in the `order` of features."""
+        batches = [joint.batch for joint in joints]
+        tickets: list[Ticket] = []
+        with writing([joint.table for joint in joints]):
+            if batches:
+                engine = batches[0].engine
+                tickets = engine.find_or_insert_many(batches, step, admit != "policy")
+        given: dict[str, FeatureBatch] = {}
+        for joint, ticket in zip(joints, tickets, strict=True):
+            given |= joint.feature_batches(ticket)
+        return {feature: given[feature] for feature in order}
 
 
 class _Joint(NamedTuple):
-    """The keys of a table's features in one array, and where each feature's lie."""
+    """A table's part of a call: its features, one after another in one batch."""
 
-    keys: NDArray[np.int64]
-    parts: dict[str, slice]
+    table: Table
+    features: list[str]
+    rows: NDArray[Any]
+    parts: list[Part]
+
+    @property
+    def batch(self) -> JoinedBatch:
+        return JoinedBatch(self.table._engine, self.parts)
+
+    @property
+    def features_and_parts(self) -> Iterable[tuple[str, Part]]:
+        return zip(self.features, self.parts, strict=True)
+
+    def feature_batches(self, ticket: Ticket) -> dict[str, FeatureBatch]:
+        """Return the batch of each feature."""
+        bags = [part.bags for part in self.parts if part.bags is not None]
+        batch = Batch(self.table, ticket, self.rows)
+        if bags:
+            batch = PooledBatch(self.table, ticket, self.rows, bags)
+        batches = {}
+        first = 0
+        for place, (feature, part) in enumerate(self.features_and_parts):
+            assert part.keys is not None
+            ids = slice(first, first + len(part.keys))
+            batches[feature] = FeatureBatch(batch, place, ids, part.rows, part.bags)
+            first = ids.stop
+        return batches
 
 
-def _joint_counts(
-    joint: _Joint, counts: Mapping[str, NDArray[np.uint32]]
-) -> NDArray[np.uint32] | None:
-    """Return the counts of a table's features in one array, or None if none has any."""
-    if not any(feature in counts for feature in joint.parts):
-        return None
-    joined = np.ones(len(joint.keys), np.uint32)
-    for feature, part in joint.parts.items():
-        if feature in counts:
-            joined[part] = counts[feature]
-    return joined
+def _keys_by_feature(keys: object, where: str) -> dict[str, NDArray[np.int64]]:
+    """Return the checked keys of each feature."""
+    return {f: arrays.as_keys(k, where, f"keys[{f!r}]") for f, k in _items(keys, where, "keys")}
 
 
 def _items(

@@ -133,10 +133,14 @@ cdef class CoreTable:
             with nogil:
                 es_table_destroy(self.table)
 
-    cdef int enter(self) except -1:
-        """Begin a call; every enter is followed by a leave."""
+    cdef int check_open(self) except -1:
         if self.is_closed:
             raise ClosedTableError(f"{self.where} is closed")
+        return 0
+
+    cdef int enter(self) except -1:
+        """Begin a call; every enter is followed by a leave."""
+        self.check_open()
         self.n_users += 1
         return 0
 
@@ -248,8 +252,7 @@ cdef class CoreTable:
         if rows is not None:
             row_dtype = row_dtype_of(rows, self.value_dtype)
             row_data = data_of(rows, typenum_of(row_dtype), n * self.dim, "rows")
-        cdef CoreTicket ticket = CoreTicket.__new__(CoreTicket)
-        ticket.table = self
+        cdef CoreTicket ticket = ticket_of(self)
         cdef int status = self.enter()
         with nogil:
             status = es_find_or_insert(
@@ -258,31 +261,6 @@ cdef class CoreTable:
             )
         self.leave(status)
         return ticket
-
-    def apply(self, CoreTicket ticket not None, grads, int64_t step, double lr):
-        """Update a ticket's rows by grads (n, dim) float32; return es_apply_report's fields."""
-        cdef Py_ssize_t n = es_ticket_n(ticket.ticket)
-        cdef const float* grad_data = float_data(grads, n * self.dim, "grads")
-        cdef es_apply_report report
-        cdef int status = self.enter()
-        with nogil:
-            status = es_apply_gradients(self.table, ticket.ticket, grad_data, step, lr, &report)
-        self.leave(status)
-        return report.n_applied, report.n_dropped, report.n_stale, report.n_nonfinite
-
-    def apply_by_key(self, keys, grads, int64_t step, double lr):
-        """Update the rows of keys by grads (n, dim) float32; return es_apply_report's fields."""
-        cdef Py_ssize_t n = length_of(keys)
-        cdef const int64_t* key_data = int64_data(keys, n, "keys")
-        cdef const float* grad_data = float_data(grads, n * self.dim, "grads")
-        cdef es_apply_report report
-        cdef int status = self.enter()
-        with nogil:
-            status = es_apply_gradients_by_key(
-                self.table, key_data, n, grad_data, step, lr, &report
-            )
-        self.leave(status)
-        return report.n_applied, report.n_dropped, report.n_stale, report.n_nonfinite
 
     def assign(self, keys, values, int mode, int64_t step):
         """Write values (n, dim) float32; return es_assign_report's fields."""
@@ -567,34 +545,4 @@ def plan(dict config, uint64_t n_rows, uint64_t n_candidates):
     return report.resting_bytes, report.peak_bytes
 
 
-def pool(rows, int value_dtype, offsets, int mode, weights, out):
-    """Reduce rows (n, dim), float32 or of value_dtype, into bags: out (n_bags, dim) float32."""
-    cdef Py_ssize_t n_bags = length_of(offsets) - 1
-    cdef Py_ssize_t dim = width_of(out, n_bags)
-    cdef const int64_t* offset_data = int64_data(offsets, n_bags + 1, "offsets")
-    cdef Py_ssize_t n = offset_data[n_bags]
-    cdef int row_dtype = row_dtype_of(rows, value_dtype)
-    cdef const void* row_data = data_of(rows, typenum_of(row_dtype), n * dim, "rows")
-    cdef const float* weight_data = optional_float_data(weights, n, "weights")
-    cdef float* out_data = float_data(out, n_bags * dim, "out")
-    cdef int status
-    with nogil:
-        status = es_pool(row_data, row_dtype, dim, offset_data, n_bags, mode, weight_data, out_data)
-    check(status, "pool")
-
-
-def pool_backward(bag_grads, offsets, int mode, weights):
-    """Return the gradient of each id, (n, dim) float32, from those of the bags (n_bags, dim)."""
-    cdef Py_ssize_t n_bags = length_of(offsets) - 1
-    cdef Py_ssize_t dim = width_of(bag_grads, n_bags)
-    cdef const int64_t* offset_data = int64_data(offsets, n_bags + 1, "offsets")
-    cdef Py_ssize_t n = offset_data[n_bags]
-    cdef const float* bag_data = float_data(bag_grads, n_bags * dim, "bag_grads")
-    cdef const float* weight_data = optional_float_data(weights, n, "weights")
-    cdef cnp.ndarray grads = new_array(n, dim, cnp.NPY_FLOAT)
-    cdef float* grad_data = <float*> cnp.PyArray_DATA(grads)
-    cdef int status
-    with nogil:
-        status = es_pool_backward(bag_data, dim, offset_data, n_bags, mode, weight_data, grad_data)
-    check(status, "pool_backward")
-    return grads
+include "core_many.pxi"

@@ -14,7 +14,6 @@
 #include "embstore/cpu/insert.h"
 #include "embstore/cpu/inspect.h"
 #include "embstore/cpu/parts.h"
-#include "embstore/cpu/pooling.h"
 #include "embstore/cpu/remove.h"
 #include "embstore/cpu/table.h"
 #include "paths/paths.h"
@@ -126,21 +125,31 @@ void require_offsets(const es_part& part) {
     require(part.offsets[bag] <= part.offsets[bag + 1], "offsets go down");
 }
 
-void require_batches(const es_batch* batches, uint64_t n_batches, int64_t step) {
+// Runs `body` for each batch; where it throws, the batch says that it is the one.
+template <class Body>
+void for_each_batch(es_batch* batches, uint64_t n_batches, const Body& body) {
   for (uint64_t b = 0; b < n_batches; ++b) {
-    for (uint64_t other = 0; other < b; ++other)
-      require(batches[b].table != batches[other].table, "a table is given twice in one call");
+    batches[b].has_failed = 1;
+    body(batches[b]);
+    batches[b].has_failed = 0;
+  }
+}
+
+void require_batches(es_batch* batches, uint64_t n_batches, int64_t step) {
+  for (uint64_t b = 0; b < n_batches; ++b) batches[b].has_failed = 0;
+  for_each_batch(batches, n_batches, [&](const es_batch& batch) {
+    for (const es_batch* other = batches; other < &batch; ++other)
+      require(batch.table != other->table, "a table is given twice in one call");
     uint64_t n = 0;
-    for (uint64_t p = 0; p < batches[b].n_parts; ++p) {
-      const es_part& part = batches[b].parts[p];
+    for (const es_part& part : parts_of(batch)) {
       n += part.n;
       require_batch(std::max(n, part.n), part.n == 0 ? nullptr : &part, step);
       if (part.offsets != nullptr)
         require_offsets(part);
       else
-        row_dtype_of(batches[b].table, part.row_dtype);
+        row_dtype_of(batch.table, part.row_dtype);
     }
-  }
+  });
 }
 
 // By ticket the parts must be as long as those that it came of; by key the keys must be there.
@@ -275,13 +284,13 @@ int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint64_t n, 
   });
 }
 
-int es_find_many(const es_batch* batches, uint64_t n_batches, int32_t missing) {
+int es_find_many(es_batch* batches, uint64_t n_batches, int32_t missing) {
   return guarded([&] {
     require(missing >= ES_MISSING_DEFAULT && missing <= ES_MISSING_RAISE, "unknown missing");
     require_batches(batches, n_batches, 0);
-    for (uint64_t b = 0; b < n_batches; ++b)
-      for (uint64_t p = 0; p < batches[b].n_parts; ++p)
-        batches[b].table->table.find_part(batches[b].parts[p], static_cast<es_missing>(missing));
+    for_each_batch(batches, n_batches, [&](const es_batch& batch) {
+      for (const es_part& part : parts_of(batch)) batch.table->table.find_part(part, static_cast<es_missing>(missing));
+    });
   });
 }
 
@@ -289,24 +298,23 @@ int es_find_or_insert_many(es_batch* batches, uint64_t n_batches, int64_t step, 
   return guarded([&] {
     for (uint64_t b = 0; b < n_batches; ++b) batches[b].ticket = nullptr;
     require_batches(batches, n_batches, step);
-    for (uint64_t b = 0; b < n_batches; ++b)
-      batches[b].ticket =
-          new es_ticket(batches[b].table->table.find_or_insert(parts_of(batches[b]), step, admit_always != 0));
+    for_each_batch(batches, n_batches, [&](es_batch& batch) {
+      batch.ticket = new es_ticket(batch.table->table.find_or_insert(parts_of(batch), step, admit_always != 0));
+    });
   });
 }
 
 int es_apply_gradients_many(es_batch* batches, uint64_t n_batches, int64_t step) {
   return guarded([&] {
     require_batches(batches, n_batches, step);
-    for (uint64_t b = 0; b < n_batches; ++b) {
-      require_rate(batches[b].lr);
-      require_gradients(batches[b]);
-    }
-    for (uint64_t b = 0; b < n_batches; ++b) {
-      es_batch& batch = batches[b];
+    for_each_batch(batches, n_batches, [&](const es_batch& batch) {
+      require_rate(batch.lr);
+      require_gradients(batch);
+    });
+    for_each_batch(batches, n_batches, [&](es_batch& batch) {
       cpu::Ticket* const ticket = batch.ticket != nullptr ? &*batch.ticket->ticket : nullptr;
       batch.report = batch.table->table.apply(parts_of(batch), ticket, step, batch.lr);
-    }
+    });
   });
 }
 
@@ -414,23 +422,6 @@ int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t* out_up
 
 int es_changes_reset(es_table* table) {
   return guarded([&] { table->table.changes_reset(); });
-}
-
-int es_pool(const void* rows, int32_t row_dtype, uint32_t dim, const int64_t* offsets, uint64_t n_bags, int32_t mode,
-            const float* weights, float* out) {
-  return guarded([&] {
-    require(mode >= ES_POOL_SUM && mode <= ES_POOL_SQRTN, "unknown pooling mode");
-    cpu::pool_bags(kernels(), rows, static_cast<Dtype>(row_dtype), dim, offsets, n_bags,
-                   static_cast<embstore::PoolMode>(mode), weights, out);
-  });
-}
-
-int es_pool_backward(const float* bag_grads, uint32_t dim, const int64_t* offsets, uint64_t n_bags, int32_t mode,
-                     const float* weights, float* grads) {
-  return guarded([&] {
-    require(mode >= ES_POOL_SUM && mode <= ES_POOL_SQRTN, "unknown pooling mode");
-    cpu::pool_bags_backward(bag_grads, dim, offsets, n_bags, static_cast<embstore::PoolMode>(mode), weights, grads);
-  });
 }
 
 }  // extern "C"

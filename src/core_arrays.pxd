@@ -92,11 +92,11 @@ cdef inline Py_ssize_t length_of(object keys) except -1:
     return cnp.PyArray_DIM(<cnp.ndarray> keys, 0)
 
 
-cdef inline Py_ssize_t width_of(object bags, Py_ssize_t n_bags) except -1:
-    """Return dim of an array (n_bags, dim)."""
-    if not cnp.PyArray_Check(bags) or cnp.PyArray_NDIM(<cnp.ndarray> bags) != 2 or n_bags < 0:
-        reject("the bags are not two-dimensional, or offsets are empty")
-    return cnp.PyArray_DIM(<cnp.ndarray> bags, 1)
+cdef inline Py_ssize_t height_of(object rows) except -1:
+    """Return the number of rows."""
+    if not cnp.PyArray_Check(rows) or cnp.PyArray_NDIM(<cnp.ndarray> rows) != 2:
+        reject("rows is not a two-dimensional array")
+    return cnp.PyArray_DIM(<cnp.ndarray> rows, 0)
 
 
 cdef inline int typenum_of(int value_dtype) noexcept:

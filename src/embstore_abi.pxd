@@ -12,6 +12,9 @@ cdef extern from "embstore/embstore.h" nogil:
     const int ES_F32
     const int ES_F16
     const int ES_BF16
+    const int ES_POOL_SUM
+    const int ES_POOL_MEAN
+    const int ES_POOL_SQRTN
     const int ES_MAX_PREDICATES
 
     ctypedef struct es_predicate:
@@ -102,6 +105,26 @@ cdef extern from "embstore/embstore.h" nogil:
         uint64_t n_stale
         uint64_t n_nonfinite
 
+    ctypedef struct es_part:
+        const int64_t* keys
+        uint64_t n
+        const uint32_t* counts
+        void* rows
+        int32_t row_dtype
+        int32_t mode
+        const int64_t* offsets
+        uint64_t n_bags
+        const float* weights
+
+    ctypedef struct es_batch:
+        es_table* table
+        const es_part* parts
+        uint64_t n_parts
+        es_ticket* ticket
+        double lr
+        int32_t has_failed
+        es_apply_report report
+
     ctypedef struct es_assign_report:
         uint64_t n_replaced
         uint64_t n_inserted
@@ -157,11 +180,10 @@ cdef extern from "embstore/embstore.h" nogil:
     uint64_t es_ticket_n(const es_ticket* ticket)
     uint64_t es_ticket_n_unique(const es_ticket* ticket)
     int es_ticket_view(es_ticket* ticket, const int64_t** keys, const uint8_t** status, const uint32_t** inverse)
-    int es_apply_gradients(es_table* table, es_ticket* ticket, const float* grads, int64_t step,
-                           double lr, es_apply_report* report)
-    int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint64_t n,
-                                  const float* grads, int64_t step, double lr,
-                                  es_apply_report* report)
+    int es_find_many(es_batch* batches, uint64_t n_batches, int32_t missing)
+    int es_find_or_insert_many(es_batch* batches, uint64_t n_batches, int64_t step,
+                               int32_t admit_always)
+    int es_apply_gradients_many(es_batch* batches, uint64_t n_batches, int64_t step)
     int es_assign(es_table* table, const int64_t* keys, uint64_t n, const float* values,
                   int32_t mode, int64_t step, es_assign_report* report)
     int es_import(es_table* table, const int64_t* keys, uint64_t n, const void* values,
@@ -187,7 +209,3 @@ cdef extern from "embstore/embstore.h" nogil:
     int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t* upserted,
                         uint64_t capacity_deleted, int64_t* deleted)
     int es_changes_reset(es_table* table)
-    int es_pool(const void* rows, int32_t row_dtype, uint32_t dim, const int64_t* offsets,
-                uint64_t n_bags, int32_t mode, const float* weights, float* out)
-    int es_pool_backward(const float* bag_grads, uint32_t dim, const int64_t* offsets,
-                         uint64_t n_bags, int32_t mode, const float* weights, float* grads)

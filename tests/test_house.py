@@ -199,11 +199,11 @@ def test_twins_have_the_same_file_names():
 def test_only_the_binding_knows_python():
     sources = [p for d in ("include", "src") for p in (ROOT / d).rglob("*") if p.is_file()]
     knowing = [p for p in sources if re.search(r"Python\.h|cimport|numpy/", p.read_text())]
-    assert [p.name for p in knowing if p.suffix not in {".pyx", ".pxd"}] == []
+    assert [p.name for p in knowing if p.suffix not in {".pyx", ".pxd", ".pxi"}] == []
 
 
 def test_nothing_runs_code_from_data():
-    sources = [*python_files(), *(ROOT / "src").glob("*.pyx")]
+    sources = [*python_files(), *(ROOT / "src").glob("*.py[xi]")]
     faults = [
         f"{path.relative_to(ROOT)}: {match.group().strip()}"
         for path in sources
@@ -275,7 +275,7 @@ def test_show_config_prints_what_it_returns(capsys):
 
 
 def test_no_file_is_longer_than_600_lines():
-    suffixes = {".py", ".pyi", ".pyx", ".h", ".c", ".cpp", ".cu"}
+    suffixes = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".h", ".c", ".cpp", ".cu"}
     folders = ("embstore", "include", "src", "tests", "bench", ".ci")
     files = [p for d in folders for p in (ROOT / d).rglob("*") if p.suffix in suffixes]
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}

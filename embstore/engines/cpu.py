@@ -1,5 +1,6 @@
 """The CPU engine: embstore.h through `embstore._core`, call by call."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from embstore import _core
 from embstore.engines import native
-from embstore.engines.engine import Floats, Keys, Ticket
+from embstore.engines.engine import Floats, JoinedBatch, Keys, Ticket
 from embstore.engines.spec import N_PARTITIONS, TableSpec
 from embstore.engines.types import (
     ApplyReport,
@@ -45,6 +46,23 @@ class CpuEngine:
     def __len__(self) -> int:
         return len(self._core)
 
+    @staticmethod
+    def find_many(batches: Sequence[JoinedBatch], missing: str) -> None:
+        """Fill the rows of all parts."""
+        _core.find_many(_native(batches), native.MISSING[missing])
+
+    @staticmethod
+    def find_or_insert_many(
+        batches: Sequence[JoinedBatch], step: int, admit_always: bool
+    ) -> list[Ticket]:
+        """Count, admit and create; fill the rows of all parts."""
+        return [*_core.find_or_insert_many(_native(batches), step, admit_always)]
+
+    @staticmethod
+    def apply_many(batches: Sequence[JoinedBatch], step: int) -> list[ApplyReport]:
+        """Update rows by the gradients of all parts."""
+        return [ApplyReport(*fields) for fields in _core.apply_many(_native(batches), step)]
+
     def find(
         self,
         keys: Keys,
@@ -56,15 +74,6 @@ class CpuEngine:
     ) -> None:
         """Fill `rows` and those of `found`, `freq` and `step` that are given."""
         self._core.find(keys, rows, native.MISSING[missing], found, freq, step)
-
-    def apply(self, ticket: Ticket, grads: Floats, step: int, lr: float) -> ApplyReport:
-        """Update the rows of `ticket`."""
-        core_ticket = cast(_core.CoreTicket, ticket)
-        return ApplyReport(*self._core.apply(core_ticket, grads, step, lr))
-
-    def apply_by_key(self, keys: Keys, grads: Floats, step: int, lr: float) -> ApplyReport:
-        """Update the rows of `keys`."""
-        return ApplyReport(*self._core.apply_by_key(keys, grads, step, lr))
 
     def assign(self, keys: Keys, values: Floats, mode: str, step: int) -> AssignReport:
         """Replace, or add to, the values of `keys`."""
@@ -134,6 +143,11 @@ class CpuEngine:
         if not 0 <= first <= last < N_PARTITIONS:
             raise InternalError(f"partitions must lie in [0, {N_PARTITIONS}), got {first}..{last}")
         return int(self.partition_counts(candidates)[first : last + 1].sum())
+
+
+def _native(batches: Sequence[JoinedBatch]) -> list[Any]:
+    """Return the batches as the binding takes them."""
+    return [(cast(CpuEngine, b.engine)._core, b.parts, b.ticket, b.lr) for b in batches]
 
 
 def plan(spec: TableSpec, n_rows: int, n_candidates: int) -> PlanReport:

@@ -7,7 +7,8 @@ changes, take_evicted) need the writers held out by their caller. After `close` 
 ClosedTableError.
 """
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +43,70 @@ class Ticket(Protocol):
         ...
 
 
+class Bags(NamedTuple):
+    """How keys are pooled: bag i holds those from offsets[i] to offsets[i + 1]; no padding."""
+
+    offsets: Keys
+    mode: str
+    weights: Floats | None
+
+    @property
+    def n_keys(self) -> int:
+        """Number of keys in all bags."""
+        return int(self.offsets[-1])
+
+    @property
+    def n_bags(self) -> int:
+        """Number of bags."""
+        return len(self.offsets) - 1
+
+
+class Part(NamedTuple):
+    """One feature of a table's batch.
+
+    `keys` are None where a ticket knows them. `rows` are memory for the rows, or hold their
+    gradients, float32: (n, dim), or, with bags, (n_bags, dim) float32.
+    """
+
+    keys: Keys | None
+    rows: NDArray[Any]
+    counts: NDArray[np.uint32] | None = None
+    bags: Bags | None = None
+
+
+class JoinedBatch(NamedTuple):
+    """One table's batch: its parts, joined in their order, are one to admission and updates."""
+
+    engine: "Engine"
+    parts: Sequence[Part]
+    ticket: Ticket | None = None
+    lr: float = 0.0
+
+
 class Engine(Protocol):
-    """A table's storage on one device."""
+    """A table's storage on one device.
+
+    The static calls serve many tables on this kind of device, each at most once, in one native
+    call. All arguments are checked before the first table is served; tables before one that fails
+    keep what was done.
+    """
+
+    @staticmethod
+    def find_many(batches: Sequence[JoinedBatch], missing: str) -> None:
+        """Fill the rows of all parts."""
+        ...
+
+    @staticmethod
+    def find_or_insert_many(
+        batches: Sequence[JoinedBatch], step: int, admit_always: bool
+    ) -> list[Ticket]:
+        """Count, admit and create; fill the rows of all parts; return a ticket for each batch."""
+        ...
+
+    @staticmethod
+    def apply_many(batches: Sequence[JoinedBatch], step: int) -> list[ApplyReport]:
+        """Update the rows of each batch's ticket, or, without one, of its keys."""
+        ...
 
     def find_fast(self, keys: object, out: object) -> NDArray[Any] | None:
         """Find with default rows for exact arrays (`out` may be None); None for anything else."""
@@ -74,14 +137,6 @@ class Engine(Protocol):
         rows: NDArray[Any] | None,
     ) -> Ticket:
         """Count, admit and create; fill `rows` (n, dim) if given."""
-        ...
-
-    def apply(self, ticket: Ticket, grads: Floats, step: int, lr: float) -> ApplyReport:
-        """Update the rows of `ticket` by `grads` (n, dim)."""
-        ...
-
-    def apply_by_key(self, keys: Keys, grads: Floats, step: int, lr: float) -> ApplyReport:
-        """Update the rows of `keys` by `grads` (n, dim)."""
         ...
 
     def assign(self, keys: Keys, values: Floats, mode: str, step: int) -> AssignReport:

@@ -16,7 +16,6 @@ MISSING = {"default": 0, "initial": 1, "raise": 2}
 ON_FULL = {"evict": 0, "refuse": 1, "raise": 2}
 ON_NONFINITE = {"raise": 0, "skip": 1, "allow": 2}
 ASSIGN_MODES = {"replace": 0, "add": 1}
-POOL_MODES = {"sum": 0, "mean": 1, "sqrtn": 2}
 CAPACITY_BY = {"step": 0, "freq": 1}
 PREDICATE_OPS = {"step": 0, "l2": 1, "freq": 2, "and": 3, "or": 4}
 

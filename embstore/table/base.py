@@ -3,8 +3,8 @@
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -88,9 +88,11 @@ class TableBase:
 
     def _make_lock(self) -> None:
         self._lock = threading.RLock()
-        self._writing: AbstractContextManager[Any] = self._lock
-        if self._on_evict is not None:
-            self._writing = _DeliverEvicted(self, self._on_evict)
+
+    @property
+    def _writing(self) -> AbstractContextManager[Any]:
+        """The lock for calls that may evict: the table's sink gets the rows after it opened."""
+        return self._lock if self._on_evict is None else writing([self])
 
     @property
     def name(self) -> str:
@@ -217,24 +219,28 @@ class TableBase:
         return Rows(rows.keys, values, rows.slots, rows.freq, rows.step)
 
 
-class _DeliverEvicted:
-    """The writers' lock of a table with an `on_evict` sink, which gets the rows after it opened."""
+@contextmanager
+def locked(tables: Iterable[TableBase]) -> Iterator[None]:
+    """Hold the writers of `tables` out."""
+    with ExitStack() as locks:
+        for table in sorted(tables, key=id):  # one order, so that two calls cannot block each other
+            locks.enter_context(table._lock)
+        yield
 
-    def __init__(self, table: TableBase, sink: EvictionSink) -> None:
-        self._table = weakref.proxy(table)
-        self._lock = table._lock
-        self._sink = sink
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        try:
-            rows = self._table._engine.take_evicted()
-        finally:
-            self._lock.release()
-        if len(rows):
-            self._sink(self._table._public_rows(rows))
+@contextmanager
+def writing(tables: Sequence[TableBase]) -> Iterator[None]:
+    """Hold other writers out; what was evicted goes to the tables' sinks after the locks opened."""
+    with ExitStack() as deliveries:
+        with locked(tables):
+            try:
+                yield
+            finally:
+                for table in tables:
+                    if table._on_evict is not None:
+                        rows = table._engine.take_evicted()
+                        if len(rows):
+                            deliveries.callback(table._on_evict, table._public_rows(rows))
 
 
 _TABLES: weakref.WeakSet[TableBase] = weakref.WeakSet()

@@ -1,11 +1,12 @@
 """Batch and PooledBatch: what a forward pass gives, and a backward pass takes back."""
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore.engines import arrays, pooling
+from embstore.engines import arrays
+from embstore.engines.engine import Bags, Part
 from embstore.engines.types import KeyStatus
 from embstore.errors import TicketError
 from embstore.policies._check import check_choice, check_optional_int
@@ -127,30 +128,10 @@ class Batch:
             )
         return self._ticket
 
-    def _key_grads(self, grads: object, where: str) -> NDArray[np.float32]:
-        """Return the gradient of each given key, (n, dim)."""
-        return arrays.as_floats(grads, (len(self.rows), self._table.dim), where, "grads")
-
-
-class Bags(NamedTuple):
-    """How ids are pooled: bag i holds ids offsets[i] to offsets[i + 1], padding taken out."""
-
-    offsets: NDArray[np.int64]
-    mode: PoolMode
-    weights: NDArray[np.float32] | None
-
-    def pool(
-        self, rows: NDArray[Any], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """Reduce `rows` (n, dim) into `out` (n_bags, dim), and return it."""
-        if out is None:
-            out = np.empty((len(self.offsets) - 1, rows.shape[1]), np.float32)
-        pooling.pool(rows, self.offsets, self.mode, self.weights, out)
-        return out
-
-    def key_grads(self, bag_grads: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the gradient of each id (n, dim) from those of the bags (n_bags, dim)."""
-        return pooling.pool_backward(bag_grads, self.offsets, self.mode, self.weights)
+    def _grad_parts(self, grads: object, where: str) -> list[Part]:
+        """Return the gradients of `rows` as an engine takes them."""
+        shape = (len(self.rows), self._table.dim)
+        return [Part(None, arrays.as_floats(grads, shape, where, "grads"))]
 
 
 class PooledBatch(Batch):
@@ -178,13 +159,18 @@ class PooledBatch(Batch):
     __slots__ = ("_bags",)
 
     def __init__(
-        self, table: "TableBase", ticket: "Ticket", rows: NDArray[np.float32], bags: Bags
+        self, table: "TableBase", ticket: "Ticket", rows: NDArray[np.float32], bags: list[Bags]
     ) -> None:
         super().__init__(table, ticket, rows)
-        self._bags = bags
+        self._bags = bags  # of each feature, whose rows follow one another
 
-    def _key_grads(self, grads: object, where: str) -> NDArray[np.float32]:
-        return self._bags.key_grads(arrays.as_floats(grads, self.rows.shape, where, "grads"))
+    def _grad_parts(self, grads: object, where: str) -> list[Part]:
+        checked = arrays.as_floats(grads, self.rows.shape, where, "grads")
+        ends = np.cumsum([bags.n_bags for bags in self._bags]).tolist()
+        return [
+            Part(None, checked[end - bags.n_bags : end], bags=bags)
+            for end, bags in zip(ends, self._bags, strict=True)
+        ]
 
 
 class FeatureBatch:
@@ -209,19 +195,16 @@ class FeatureBatch:
     ((1, 2), 2)
     """
 
-    __slots__ = ("_bags", "batch", "ids", "rows")
+    __slots__ = ("_bags", "batch", "ids", "place", "rows")
 
     def __init__(
-        self, batch: Batch, ids: slice, rows: NDArray[Any], bags: Bags | None = None
+        self, batch: Batch, place: int, ids: slice, rows: NDArray[Any], bags: Bags | None
     ) -> None:
         self.batch = batch
-        self.ids = ids
+        self.place = place  # among the features of the batch
+        self.ids = ids  # the feature's keys among those of the batch
         self.rows = rows
         self._bags = bags
-
-    def pooled(self, bags: Bags) -> "FeatureBatch":
-        """Return the same part with its rows reduced by `bags`."""
-        return FeatureBatch(self.batch, self.ids, bags.pool(self.rows), bags)
 
     @property
     def n_keys(self) -> int:
@@ -238,10 +221,9 @@ class FeatureBatch:
         """The `KeyStatus` of each of the feature's keys, (n,) uint8, in their order."""
         return self.batch.status[self.inverse]
 
-    def key_grads(self, grads: object, where: str) -> NDArray[np.float32]:
-        """Return the gradient of each of the feature's keys, (n, dim), from those of `rows`."""
-        checked = arrays.as_floats(grads, self.rows.shape, where, "grads")
-        return checked if self._bags is None else self._bags.key_grads(checked)
+    def grad_part(self, grads: object, where: str) -> Part:
+        """Return the gradients of `rows` as an engine takes them."""
+        return Part(None, arrays.as_floats(grads, self.rows.shape, where, "grads"), bags=self._bags)
 
     def close(self) -> None:
         """Close the table's batch, and so the parts of all its features."""

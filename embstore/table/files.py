@@ -1,7 +1,6 @@
 """How tables go into a checkpoint and come out of it; the format is the checkpoint room's."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,7 +11,7 @@ from embstore.engines.spec import TableSpec
 from embstore.engines.types import Candidates, Rows
 from embstore.errors import ArgumentError, CheckpointMismatchError, EmbstoreError
 from embstore.policies.optimizer import Optimizer, Slots
-from embstore.table.base import EvictionSink, TableBase
+from embstore.table.base import EvictionSink, TableBase, locked
 from embstore.table.upkeep import TableUpkeep
 
 if TYPE_CHECKING:
@@ -59,9 +58,7 @@ def save_tables(
     """Write all `tables` as of one moment: their writers wait meanwhile."""
     from embstore import checkpoint
 
-    with ExitStack() as locks:
-        for table in sorted(tables.values(), key=id):  # one order, so that two saves cannot block
-            locks.enter_context(table._lock)
+    with locked(tables.values()):
         views = {name: TableView(table) for name, table in tables.items()}
         checkpoint.save_tables(path, views, extra=extra, store=store)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.engines import arrays
+from embstore.engines.engine import JoinedBatch, Part
 from embstore.engines.spec import (
     DEFAULT_INITIALIZER,
     Dtype,
@@ -316,15 +317,17 @@ class Table(TableContent, TableFiles):
         where = "Table.apply_gradients"
         step = check_step(where, step)
         rate = self._rate(lr, step, where)
+        ticket = None
         if isinstance(batch_or_keys, Batch):
             ticket = batch_or_keys._ticket_of(self, where)
-            grad_array = batch_or_keys._key_grads(grads, where)
-            with self._lock:
-                return self._engine.apply(ticket, grad_array, step, rate)
-        key_array = arrays.as_keys(batch_or_keys, where)
-        grad_array = arrays.as_floats(grads, (len(key_array), self.dim), where, "grads")
+            parts = batch_or_keys._grad_parts(grads, where)
+        else:
+            key_array = arrays.as_keys(batch_or_keys, where)
+            shape = (len(key_array), self.dim)
+            parts = [Part(key_array, arrays.as_floats(grads, shape, where, "grads"))]
+        batch = JoinedBatch(self._engine, parts, ticket, rate)
         with self._lock:
-            return self._engine.apply_by_key(key_array, grad_array, step, rate)
+            return self._engine.apply_many([batch], step)[0]
 
     @overload
     def pooled(
@@ -388,16 +391,16 @@ class Table(TableContent, TableFiles):
         """
         where = "Table.pooled"
         key_array, bags = as_bags(keys, offsets, mode, weights, padding, where)
-        shape = (len(bags.offsets) - 1, self.dim)
-        pooled = arrays.as_output(out, shape, arrays.FLOAT32, where)
+        pooled = arrays.as_output(out, (bags.n_bags, self.dim), arrays.FLOAT32, where)
         if out is not None:
-            arrays.check_no_overlap(pooled, where, keys=key_array, weights=bags.weights)
+            arrays.check_no_overlap(
+                pooled, where, keys=key_array, offsets=bags.offsets, weights=bags.weights
+            )
+        batch = JoinedBatch(self._engine, [Part(key_array, pooled, bags=bags)])
         if step is None:
-            bags.pool(self.find(key_array), pooled)
+            self._engine.find_many([batch], "default")
             return pooled
         step = check_step(where, step)
-        rows = self._output(None, len(key_array), where)
         with self._writing:
-            ticket = self._engine.find_or_insert(key_array, step, None, False, rows)
-        bags.pool(rows, pooled)
-        return PooledBatch(self, ticket, pooled, bags)
+            (ticket,) = self._engine.find_or_insert_many([batch], step, admit_always=False)
+        return PooledBatch(self, ticket, pooled, [bags])

@@ -263,13 +263,15 @@ typedef struct es_batch {
   es_table* table; /* each table at most once in a call */
   const es_part* parts;
   uint64_t n_parts;
-  es_ticket* ticket; /* of the joined keys: given by es_find_or_insert_many (NULL where it did not get that far), taken
-                        by es_apply_gradients_many (NULL: by key) */
-  double lr;         /* es_apply_gradients_many alone */
-  es_apply_report report; /* the same */
+  es_ticket* ticket;  /* of the joined keys: given by es_find_or_insert_many (NULL where it did not get that far), taken
+                         by es_apply_gradients_many (NULL: by key) */
+  double lr;          /* es_apply_gradients_many alone */
+  int32_t has_failed; /* set by every call: whether this is the batch that its error is about */
+  es_apply_report report; /* es_apply_gradients_many alone */
 } es_batch;
 
-ES_API int es_find_many(const es_batch* batches, uint64_t n_batches, int32_t missing);
+/* Arguments of all batches are checked before the first is served. */
+ES_API int es_find_many(es_batch* batches, uint64_t n_batches, int32_t missing);
 /* Every ticket that is not NULL afterwards is to be destroyed by the caller, also where the call failed: tables before
  * the one that failed have had their inserts. */
 ES_API int es_find_or_insert_many(es_batch* batches, uint64_t n_batches, int64_t step, int32_t admit_always);
@@ -313,12 +315,6 @@ ES_API int es_changes_count(es_table* table, uint64_t* n_upserted, uint64_t* n_d
 ES_API int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t* upserted, uint64_t capacity_deleted,
                            int64_t* deleted);
 ES_API int es_changes_reset(es_table* table);
-
-/* Bags: rows (n, dim) of row_dtype, offsets (n_bags + 1,), weights (n,) or NULL, out (n_bags, dim) float32. */
-ES_API int es_pool(const void* rows, int32_t row_dtype, uint32_t dim, const int64_t* offsets, uint64_t n_bags,
-                   int32_t mode, const float* weights, float* out);
-ES_API int es_pool_backward(const float* bag_grads, uint32_t dim, const int64_t* offsets, uint64_t n_bags, int32_t mode,
-                            const float* weights, float* grads);
 
 #ifdef __cplusplus
 }
