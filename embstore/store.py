@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -425,22 +424,26 @@ class Store:
             sizes = [bags[f].n_bags if bags else len(keys[f]) for f in features]
             dtype = arrays.FLOAT32 if bags else table._spec.row_dtype
             rows = arrays.as_output(None, (sum(sizes), table.dim), dtype, where)
-            ends = accumulate(sizes)
-            parts = [
-                Part(keys[f], rows[end - size : end], counts.get(f), bags.get(f))
-                for f, size, end in zip(features, sizes, ends, strict=True)
-            ]
-            joints.append(_Joint(table, features, rows, parts))
+            parts = []
+            first = 0
+            for feature, size in zip(features, sizes, strict=True):
+                own = rows[first : first + size]
+                parts.append(Part(keys[feature], own, counts.get(feature), bags.get(feature)))
+                first += size
+            joints.append(_Joint(table, features, rows, JoinedBatch(table._engine, parts)))
         return joints
 
     def _read(
         self, joints: list["_Joint"], missing: Missing, order: Iterable[str]
     ) -> dict[str, NDArray[Any]]:
         """Fill the rows of all features, and return them in the `order` of the features."""
-        if joints:
-            batches = [joint.batch for joint in joints]
+        batches = [joint.batch for joint in joints]
+        if batches:
             batches[0].engine.find_many(batches, missing)
-        rows = {f: part.rows for joint in joints for f, part in joint.features_and_parts}
+        rows: dict[str, NDArray[Any]] = {}
+        for joint in joints:
+            for feature, part in zip(joint.features, joint.batch.parts, strict=True):
+                rows[feature] = part.rows
         return {feature: rows[feature] for feature in order}
 
     def _train(
@@ -449,13 +452,20 @@ class Store:
         """Insert the keys of all features, and return their batches in the `order` of features."""
         batches = [joint.batch for joint in joints]
         tickets: list[Ticket] = []
-        with writing([joint.table for joint in joints]):
-            if batches:
-                engine = batches[0].engine
-                tickets = engine.find_or_insert_many(batches, step, admit != "policy")
+        if batches:
+            find_or_insert_many = batches[0].engine.find_or_insert_many
+            with writing([joint.table for joint in joints]):
+                tickets = find_or_insert_many(batches, step, admit != "policy")
         given: dict[str, FeatureBatch] = {}
         for joint, ticket in zip(joints, tickets, strict=True):
-            given |= joint.feature_batches(ticket)
+            batch = joint.batch_of(ticket)
+            first = 0
+            for place, (feature, part) in enumerate(
+                zip(joint.features, joint.batch.parts, strict=True)
+            ):
+                ids = slice(first, first + part.n_keys)
+                given[feature] = FeatureBatch(batch, place, ids, part.rows, part.bags)
+                first = ids.stop
         return {feature: given[feature] for feature in order}
 
 
@@ -465,30 +475,14 @@ class _Joint(NamedTuple):
     table: Table
     features: list[str]
     rows: NDArray[Any]
-    parts: list[Part]
+    batch: JoinedBatch
 
-    @property
-    def batch(self) -> JoinedBatch:
-        return JoinedBatch(self.table._engine, self.parts)
-
-    @property
-    def features_and_parts(self) -> Iterable[tuple[str, Part]]:
-        return zip(self.features, self.parts, strict=True)
-
-    def feature_batches(self, ticket: Ticket) -> dict[str, FeatureBatch]:
-        """Return the batch of each feature."""
-        bags = [part.bags for part in self.parts if part.bags is not None]
-        batch = Batch(self.table, ticket, self.rows)
+    def batch_of(self, ticket: Ticket) -> Batch:
+        """Return what the user gets for the table."""
+        bags = [part.bags for part in self.batch.parts if part.bags is not None]
         if bags:
-            batch = PooledBatch(self.table, ticket, self.rows, bags)
-        batches = {}
-        first = 0
-        for place, (feature, part) in enumerate(self.features_and_parts):
-            assert part.keys is not None
-            ids = slice(first, first + len(part.keys))
-            batches[feature] = FeatureBatch(batch, place, ids, part.rows, part.bags)
-            first = ids.stop
-        return batches
+            return PooledBatch(self.table, ticket, self.rows, bags)
+        return Batch(self.table, ticket, self.rows)
 
 
 def _keys_by_feature(keys: object, where: str) -> dict[str, NDArray[np.int64]]:

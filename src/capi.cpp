@@ -143,7 +143,7 @@ void require_batches(es_batch* batches, uint64_t n_batches, int64_t step) {
     uint64_t n = 0;
     for (const es_part& part : parts_of(batch)) {
       n += part.n;
-      require_batch(std::max(n, part.n), part.n == 0 ? nullptr : &part, step);
+      require_batch(std::max(n, part.n), &part, step);
       if (part.offsets != nullptr)
         require_offsets(part);
       else
@@ -152,15 +152,15 @@ void require_batches(es_batch* batches, uint64_t n_batches, int64_t step) {
   });
 }
 
+void require_keys(const es_batch& batch) {
+  for (const es_part& part : parts_of(batch)) require(part.n == 0 || part.keys != nullptr, "keys is null");
+}
+
 // By ticket the parts must be as long as those that it came of; by key the keys must be there.
 void require_gradients(const es_batch& batch) {
-  uint64_t n = 0;
-  for (uint64_t p = 0; p < batch.n_parts; ++p) {
-    n += batch.parts[p].n;
-    require(batch.parts[p].n == 0 || batch.parts[p].rows != nullptr, "gradients are null");
-    require(batch.ticket != nullptr || batch.parts[p].n == 0 || batch.parts[p].keys != nullptr, "keys is null");
-  }
-  require(batch.ticket == nullptr || n == batch.ticket->ticket->distinct.n(),
+  for (const es_part& part : parts_of(batch)) require(part.n == 0 || part.rows != nullptr, "gradients are null");
+  if (batch.ticket == nullptr) return require_keys(batch);
+  require(parts_of(batch).n_keys() == batch.ticket->ticket->distinct.n(),
           "the gradients are not as many as the keys of the batch");
 }
 
@@ -288,6 +288,7 @@ int es_find_many(es_batch* batches, uint64_t n_batches, int32_t missing) {
   return guarded([&] {
     require(missing >= ES_MISSING_DEFAULT && missing <= ES_MISSING_RAISE, "unknown missing");
     require_batches(batches, n_batches, 0);
+    for_each_batch(batches, n_batches, require_keys);
     for_each_batch(batches, n_batches, [&](const es_batch& batch) {
       for (const es_part& part : parts_of(batch)) batch.table->table.find_part(part, static_cast<es_missing>(missing));
     });
@@ -298,6 +299,7 @@ int es_find_or_insert_many(es_batch* batches, uint64_t n_batches, int64_t step, 
   return guarded([&] {
     for (uint64_t b = 0; b < n_batches; ++b) batches[b].ticket = nullptr;
     require_batches(batches, n_batches, step);
+    for_each_batch(batches, n_batches, require_keys);
     for_each_batch(batches, n_batches, [&](es_batch& batch) {
       batch.ticket = new es_ticket(batch.table->table.find_or_insert(parts_of(batch), step, admit_always != 0));
     });

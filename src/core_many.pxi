@@ -94,6 +94,18 @@ cdef class _Call:
         return check(status, where)
 
 
+def are_offsets(offsets, int64_t n_keys):
+    """Return whether offsets (n_bags + 1,) go from 0 to n_keys and never down."""
+    cdef Py_ssize_t n = length_of(offsets), i
+    cdef const int64_t* data = int64_data(offsets, n, "offsets")
+    if n == 0 or data[0] != 0 or data[n - 1] != n_keys:
+        return False
+    for i in range(1, n):
+        if data[i] < data[i - 1]:
+            return False
+    return True
+
+
 def find_many(list given, int missing):
     """Fill the rows of all parts."""
     cdef _Call call = _Call(given, False)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from embstore import _core
 from embstore.errors import ArgumentError, ArgumentTypeError
 from embstore.policies._check import shown
 
@@ -128,6 +129,8 @@ def as_steps(steps: object, n: int, where: str) -> NDArray[np.int64]:
 def as_offsets(offsets: object, n_keys: int, where: str) -> NDArray[np.int64]:
     """Return bag offsets as (n_bags + 1,) int64: from 0 to `n_keys`, never decreasing."""
     array = as_keys(offsets, where, "offsets")
+    if _core.are_offsets(array, n_keys):
+        return array
     expected = (
         f"offsets must begin with 0, never decrease and end with {n_keys} (the number of keys)"
     )
@@ -135,12 +138,10 @@ def as_offsets(offsets: object, n_keys: int, where: str) -> NDArray[np.int64]:
         raise ArgumentError(f"{where}: {expected}, got an empty array; of no bags they are [0]")
     if array[0] != 0 or array[-1] != n_keys:
         raise ArgumentError(f"{where}: {expected}, got first {array[0]} and last {array[-1]}")
-    if (array[1:] < array[:-1]).any():
-        bag = int((array[1:] < array[:-1]).argmax())
-        raise ArgumentError(
-            f"{where}: {expected}, got {array[bag]} before {array[bag + 1]} at bag {bag}"
-        )
-    return array
+    bag = int((array[1:] < array[:-1]).argmax())
+    raise ArgumentError(
+        f"{where}: {expected}, got {array[bag]} before {array[bag + 1]} at bag {bag}"
+    )
 
 
 def as_floats(value: object, shape: tuple[int, ...], where: str, name: str) -> NDArray[np.float32]:

@@ -73,6 +73,11 @@ class Part(NamedTuple):
     counts: NDArray[np.uint32] | None = None
     bags: Bags | None = None
 
+    @property
+    def n_keys(self) -> int:
+        """Number of keys."""
+        return len(self.rows) if self.bags is None else self.bags.n_keys
+
 
 class JoinedBatch(NamedTuple):
     """One table's batch: its parts, joined in their order, are one to admission and updates."""

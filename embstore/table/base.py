@@ -222,10 +222,15 @@ class TableBase:
 @contextmanager
 def locked(tables: Iterable[TableBase]) -> Iterator[None]:
     """Hold the writers of `tables` out."""
-    with ExitStack() as locks:
+    held = []
+    try:
         for table in sorted(tables, key=id):  # one order, so that two calls cannot block each other
-            locks.enter_context(table._lock)
+            table._lock.acquire()
+            held.append(table._lock)
         yield
+    finally:
+        for lock in held:
+            lock.release()
 
 
 @contextmanager
