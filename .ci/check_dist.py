@@ -24,6 +24,7 @@ SDIST_NEEDS = (
     r"setup\.py",
     r"include/embstore/embstore\.h",
     r"src/_core\.pyx",
+    r"src/core_buffers\.pxi",
     r"src/core_many\.pxi",
     r"src/libembstore\.map",
     r"src/paths/baseline\.cpp",

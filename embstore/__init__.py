@@ -12,6 +12,7 @@ from embstore._version import __version__
 from embstore.engines.types import (
     ApplyReport,
     AssignReport,
+    BufferStats,
     Candidates,
     Changes,
     EvictReport,
@@ -62,6 +63,7 @@ from embstore.policies import (
 )
 
 if TYPE_CHECKING:
+    from embstore.engines.buffers import buffer_stats, release_buffers
     from embstore.engines.threads import num_threads, set_num_threads
     from embstore.store import Store
     from embstore.table import Batch, FeatureBatch, PooledBatch, Table
@@ -88,6 +90,7 @@ __all__ = [
     "AssignReport",
     "Batch",
     "BloomAdmission",
+    "BufferStats",
     "Candidates",
     "CapacityError",
     "CapacityEviction",
@@ -127,8 +130,10 @@ __all__ = [
     "TruncatedNormal",
     "Uniform",
     "__version__",
+    "buffer_stats",
     "get_include",
     "num_threads",
+    "release_buffers",
     "set_num_threads",
     "show_config",
 ]
@@ -139,7 +144,9 @@ _HOMES = {
     "PooledBatch": "embstore.table",
     "Store": "embstore.store",
     "Table": "embstore.table",
+    "buffer_stats": "embstore.engines.buffers",
     "num_threads": "embstore.engines.threads",
+    "release_buffers": "embstore.engines.buffers",
     "set_num_threads": "embstore.engines.threads",
 }
 

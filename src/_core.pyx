@@ -16,7 +16,7 @@ from core_arrays cimport *
 from core_config cimport *
 from embstore_abi cimport *
 
-from embstore.errors import ClosedTableError
+from embstore.errors import ClosedTableError, OutOfMemoryError
 
 cnp.import_array()
 cdef Py_ssize_t KEEP_GIL_BYTES = 64 * 1024
@@ -184,7 +184,7 @@ cdef class CoreTable:
             return None
         cdef Py_ssize_t n = cnp.PyArray_DIM(<cnp.ndarray> keys, 0)
         if out is None:
-            rows = new_array(n, self.dim, self.find_typenum)
+            rows = new_rows(n, self.dim, self.find_typenum)
         elif (
             cnp.PyArray_CheckExact(out)
             and cnp.PyArray_TYPE(<cnp.ndarray> out) == self.find_typenum
@@ -545,4 +545,5 @@ def plan(dict config, uint64_t n_rows, uint64_t n_candidates):
     return report.resting_bytes, report.peak_bytes
 
 
+include "core_buffers.pxi"
 include "core_many.pxi"

@@ -11,6 +11,7 @@
 #endif
 
 #include "embstore/cpu/apply.h"
+#include "embstore/cpu/buffers.h"
 #include "embstore/cpu/insert.h"
 #include "embstore/cpu/inspect.h"
 #include "embstore/cpu/parts.h"
@@ -424,6 +425,21 @@ int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t* out_up
 
 int es_changes_reset(es_table* table) {
   return guarded([&] { table->table.changes_reset(); });
+}
+
+int es_buffer_take(uint64_t n_bytes, es_buffer** out) {
+  return guarded([&] { *out = reinterpret_cast<es_buffer*>(cpu::Buffers::instance().take(n_bytes)); });
+}
+
+void* es_buffer_data(const es_buffer* buffer) { return reinterpret_cast<const cpu::Buffer*>(buffer)->data(); }
+void es_buffer_give(es_buffer* buffer) { cpu::Buffers::instance().give(reinterpret_cast<cpu::Buffer*>(buffer)); }
+
+int es_buffers_release(void) {
+  return guarded([] { cpu::Buffers::instance().release(); });
+}
+
+int es_buffers_stats(es_buffer_stats* out) {
+  return guarded([&] { *out = cpu::Buffers::instance().stats(); });
 }
 
 }  // extern "C"

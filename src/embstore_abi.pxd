@@ -8,6 +8,8 @@ cdef extern from "embstore/embstore.h" nogil:
         pass
     ctypedef struct es_ticket:
         pass
+    ctypedef struct es_buffer:
+        pass
     const int ES_OK
     const int ES_F32
     const int ES_F16
@@ -153,6 +155,14 @@ cdef extern from "embstore/embstore.h" nogil:
         uint64_t resting_bytes
         uint64_t peak_bytes
 
+    ctypedef struct es_buffer_stats:
+        uint32_t struct_size
+        uint64_t limit_bytes
+        uint64_t kept_bytes
+        uint64_t used_bytes
+        uint64_t n_taken
+        uint64_t n_reused
+
     const char* es_version()
     const char* es_last_error()
     const char* es_cpu_path()
@@ -209,3 +219,8 @@ cdef extern from "embstore/embstore.h" nogil:
     int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t* upserted,
                         uint64_t capacity_deleted, int64_t* deleted)
     int es_changes_reset(es_table* table)
+    int es_buffer_take(uint64_t n_bytes, es_buffer** out)
+    void* es_buffer_data(const es_buffer* buffer)
+    void es_buffer_give(es_buffer* buffer)
+    int es_buffers_release()
+    int es_buffers_stats(es_buffer_stats* out)

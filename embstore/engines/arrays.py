@@ -189,11 +189,11 @@ def as_values(value: object, shape: tuple[int, ...], dtype: str, where: str) -> 
 
 
 def as_output(
-    out: object, shape: tuple[int, ...], dtype: np.dtype[Any], where: str
+    out: object, shape: tuple[int, int], dtype: np.dtype[Any], where: str
 ) -> NDArray[Any]:
     """Return `out` as an array to write into, or a new array if `out` is None."""
     if out is None:
-        return np.empty(shape, dtype)
+        return _core.new_output(*shape, dtype)
     expected = f"out must be C-contiguous, writeable {dtype} of shape {shape}"
     array = as_numpy(out, expected, where)
     if array.dtype != dtype:
@@ -210,6 +210,11 @@ def as_output(
     if problem:
         raise ArgumentError(f"{where}: {expected}, got {describe(array)} {problem}")
     return array
+
+
+def new_vector(n: int, dtype: Any) -> NDArray[Any]:
+    """Return a new array (n,), to be filled whole."""
+    return _core.new_output(n, -1, np.dtype(dtype))
 
 
 def check_no_overlap(out: NDArray[Any], where: str, **inputs: NDArray[Any] | None) -> None:

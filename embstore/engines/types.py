@@ -225,3 +225,36 @@ class PlanReport(NamedTuple):
 
     resting_bytes: int
     peak_bytes: int
+
+
+class BufferStats(NamedTuple):
+    """The memory of outputs of 1 MiB and more; no table's nbytes counts it.
+
+    Attributes
+    ----------
+    limit_bytes : int
+        The most that may wait: EMBSTORE_BUFFER_BYTES, 256 MiB by default; 0 is no pool.
+    kept_bytes : int
+        What waits for the next call.
+    used_bytes : int
+        What arrays hold that are alive.
+    n_taken : int
+        Blocks taken since the process began.
+    n_reused : int
+        Those of them that had waited.
+
+    Examples
+    --------
+    >>> import numpy as np, embstore as es
+    >>> table = es.Table(dim=16)
+    >>> for _ in range(2):
+    ...     rows = table.find(np.zeros(1 << 15, np.int64))
+    >>> es.buffer_stats().used_bytes >= rows.nbytes
+    True
+    """
+
+    limit_bytes: int
+    kept_bytes: int
+    used_bytes: int
+    n_taken: int
+    n_reused: int

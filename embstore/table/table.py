@@ -223,9 +223,9 @@ class Table(TableContent, TableFiles):
         dtype = self._spec.stored_dtype if raw else self._spec.row_dtype
         rows = arrays.as_output(out, (n, self.dim), dtype, where)
         arrays.check_no_overlap(rows, where, keys=key_array)
-        found = np.empty(n, np.bool_) if want_found else None
-        freq = np.empty(n, np.uint32) if want_meta else None
-        step = np.empty(n, np.int64) if want_meta else None
+        found = arrays.new_vector(n, np.bool_) if want_found else None
+        freq = arrays.new_vector(n, np.uint32) if want_meta else None
+        step = arrays.new_vector(n, np.int64) if want_meta else None
         self._engine.find(key_array, rows, missing, found, freq, step)
         none = np.empty(0, np.bool_)
         return FindResult(

@@ -316,6 +316,26 @@ ES_API int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t*
                            int64_t* deleted);
 ES_API int es_changes_reset(es_table* table);
 
+/* Memory for outputs, of all tables together: blocks that went back wait for the next call with their pages, up to
+ * limit_bytes (EMBSTORE_BUFFER_BYTES, 256 MiB by default; 0 keeps none). A block holds whatever was in it. */
+typedef struct es_buffer es_buffer;
+
+typedef struct es_buffer_stats {
+  uint32_t struct_size;
+  uint32_t reserved;
+  uint64_t limit_bytes; /* the most that may wait */
+  uint64_t kept_bytes;  /* waiting */
+  uint64_t used_bytes;  /* in the hands of callers */
+  uint64_t n_taken;     /* blocks taken since the process began */
+  uint64_t n_reused;    /* of them those that had waited */
+} es_buffer_stats;
+
+ES_API int es_buffer_take(uint64_t n_bytes, es_buffer** out);
+ES_API void* es_buffer_data(const es_buffer* buffer);
+ES_API void es_buffer_give(es_buffer* buffer);
+ES_API int es_buffers_release(void); /* what waits goes back to the system */
+ES_API int es_buffers_stats(es_buffer_stats* out);
+
 #ifdef __cplusplus
 }
 #endif
