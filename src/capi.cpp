@@ -289,7 +289,11 @@ int es_find_many(es_batch* batches, uint64_t n_batches, int32_t missing) {
   return guarded([&] {
     require(missing >= ES_MISSING_DEFAULT && missing <= ES_MISSING_RAISE, "unknown missing");
     require_batches(batches, n_batches, 0);
-    for_each_batch(batches, n_batches, require_keys);
+    for_each_batch(batches, n_batches, [](const es_batch& batch) {
+      require_keys(batch);
+      for (const es_part& part : parts_of(batch))
+        require(part.offsets == nullptr || part.rows != nullptr, "the rows of bags are null");
+    });
     for_each_batch(batches, n_batches, [&](const es_batch& batch) {
       for (const es_part& part : parts_of(batch)) batch.table->table.find_part(part, static_cast<es_missing>(missing));
     });

@@ -1,7 +1,9 @@
 # Calls over the batches of many tables: es_batch and es_part out of tuples. Included by _core.pyx.
 #
-# A batch is (CoreTable, its parts, CoreTicket or None, lr); a part is (keys or None, rows, counts or
-# None, bags or None), with None for keys that a ticket knows; bags are (offsets, mode, weights or None).
+# 1. A batch is (CoreTable, its parts, CoreTicket or None, lr).
+# 2. A part is (keys, rows, counts, bags): keys may be None where a ticket knows them, counts and
+#    bags where there are none.
+# 3. Bags are (offsets, mode, weights or None).
 
 from libc.stdlib cimport calloc, free
 

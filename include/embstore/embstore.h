@@ -245,7 +245,8 @@ ES_API int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint6
                                      double lr, es_apply_report* report);
 
 /* One call over many tables. A batch is one table's; its parts, each a feature, are joined in the order given: they are
- * one batch to admission, counts and updates. A part with offsets is bags of keys, whose rows are pooled. */
+ * one batch to admission, counts and updates. A part with offsets is bags of keys, whose rows are pooled. The arguments
+ * of all batches are checked before the first is served; then they are served in their order. */
 typedef struct es_part {
   const int64_t* keys; /* (n,); es_apply_gradients_many reads them only where the batch has no ticket */
   uint64_t n;
@@ -270,7 +271,6 @@ typedef struct es_batch {
   es_apply_report report; /* es_apply_gradients_many alone */
 } es_batch;
 
-/* Arguments of all batches are checked before the first is served. */
 ES_API int es_find_many(es_batch* batches, uint64_t n_batches, int32_t missing);
 /* Every ticket that is not NULL afterwards is to be destroyed by the caller, also where the call failed: tables before
  * the one that failed have had their inserts. */

@@ -138,6 +138,17 @@ int main() {
       return es_assign(table, keys.data(), n / 2, grads.data(), step % 2 ? ES_ASSIGN_ADD : ES_ASSIGN_REPLACE, step,
                        &assigned);
     });
+    const int64_t offsets[] = {0, 0, static_cast<int64_t>(n / 2), static_cast<int64_t>(n)};
+    std::vector<float> rows(grads);
+    std::vector<float> bags(3 * kDim, 0.25f);
+    const es_part parts[] = {
+        {keys.data(), n, nullptr, rows.data(), ES_F32, 0, nullptr, 0, nullptr},
+        {keys.data(), n, nullptr, bags.data(), ES_F32, ES_POOL_MEAN, offsets, 3, grads.data()},
+    };
+    es_batch batch = {table, parts, 2, nullptr, 0.1, 0, {}};
+    torment(table, "find_or_insert_many", [&] { return es_find_or_insert_many(&batch, 1, step, step % 3 == 0); });
+    torment(table, "apply_gradients_many", [&] { return es_apply_gradients_many(&batch, 1, step); });
+    es_ticket_destroy(batch.ticket);
     if (step % 5 == 0) torment(table, "erase", [&] { return es_erase(table, keys.data(), n / 3, &n_erased); });
     if (step % 10 == 0) torment(table, "reserve", [&] { return es_table_reserve(table, 100 * step); });
   }
