@@ -18,6 +18,7 @@
 #include "evict.h"
 #include "gather.h"
 #include "parts.h"
+#include "pooled_find.h"
 #include "pooling.h"
 #include "thread_pool.h"
 #include "ticket.h"
@@ -278,11 +279,18 @@ inline void Table::find_part(const es_part& part, es_missing missing) const {
     find(part.keys, part.n, part.rows, static_cast<Dtype>(part.row_dtype), missing, nullptr, nullptr, nullptr);
     return;
   }
+  if (missing == ES_MISSING_DEFAULT) {
+    const Epochs::Reader epoch;
+    const Storage& storage = *shared_storage_.load(std::memory_order_acquire);
+    PooledReader(storage, write_count_, config_.format, kernels_, default_row_.data(), part).run();
+    return;
+  }
   const uint32_t dim = config_.c.dim;
-  std::vector<float> rows(part.n * dim);
+  Scratch<float> rows;
+  rows.resize(part.n * dim);
   find(part.keys, part.n, rows.data(), Dtype::kF32, missing, nullptr, nullptr, nullptr);
-  pool_bags(kernels_, rows.data(), Dtype::kF32, dim, part.offsets, part.n_bags, static_cast<PoolMode>(part.mode),
-            part.weights, static_cast<float*>(part.rows));
+  Pooling().run(kernels_, RowFormat{dim, Dtype::kF32, false, 0}, part,
+                [&](uint64_t i) { return rows.data() + i * dim; });
 }
 
 inline void Table::clear() {

@@ -1,0 +1,111 @@
+// Pooled reads: bags of keys to their pooled rows, without the rows of all keys in memory.
+//
+// 1. Rows are pooled where they lie if no writer worked before, while and after; else copies are, which gather.h reads
+//    whole.
+// 2. Any number of threads may read beside one writer.
+#ifndef EMBSTORE_CPU_POOLED_FIND_H_
+#define EMBSTORE_CPU_POOLED_FIND_H_
+
+#include "gather.h"
+#include "pooling.h"
+
+namespace embstore::cpu {
+
+class PooledReader {
+ public:
+  // Throws std::bad_alloc; run() does not.
+  PooledReader(const Storage& storage, const std::atomic<uint64_t>& write_count, const RowFormat& format,
+               const Kernels& kernels, const void* default_row, const es_part& part)
+      : storage_(storage),
+        write_count_(write_count),
+        format_(format),
+        kernels_(kernels),
+        default_row_(default_row),
+        part_(part),
+        n_most_(std::max(Reader::kChunk, longest_bag(part))) {
+    const uint32_t n_threads = n_parts_for(part.n);
+    scratch_.resize(n_threads * pool_scratch_floats(format.dim));
+    sources_.resize(n_threads * n_most_);
+    words_.resize(n_threads * n_most_);
+    copies_.resize(n_threads * n_most_ * format.dim);  // touched beside a writer alone
+  }
+
+  void run() {
+    const uint32_t n_threads = n_parts_for(part_.n);
+    ThreadPool::instance().run(n_threads, [&](uint32_t thread) {
+      uint64_t bag = first_bag_of(part_, thread, n_threads);
+      const uint64_t end = first_bag_of(part_, thread + 1, n_threads);
+      while (bag < end) {
+        uint64_t next = bag + 1;
+        while (next < end && n_keys(bag, next + 1) <= Reader::kChunk) ++next;
+        if (!pool_in_place(thread, bag, next)) pool_copies(thread, bag, next);
+        bag = next;
+      }
+    });
+  }
+
+ private:
+  uint64_t n_keys(uint64_t first_bag, uint64_t end_bag) const {
+    return static_cast<uint64_t>(part_.offsets[end_bag] - part_.offsets[first_bag]);
+  }
+
+  // False, and no result, if a writer worked.
+  bool pool_in_place(uint32_t thread, uint64_t first_bag, uint64_t end_bag) {
+    const uint64_t writes_before = write_count_.load(std::memory_order_acquire);
+    if ((writes_before & 1) != 0) return false;
+    uint64_t view_version;
+    const FindContext c = {storage_.index.shared_view(&view_version), storage_.index.hash_keys(),
+                           storage_.rows.values_slab(), storage_.rows.versions(), default_row_};
+    const uint64_t n = n_keys(first_bag, end_bag);
+    const void** const sources = sources_.data() + thread * n_most_;
+    kernels_.find_rows(c, part_.keys + part_.offsets[first_bag], n, sources, words_.data() + thread * n_most_);
+    pool(thread, first_bag, end_bag, sources, format_);
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return write_count_.load(std::memory_order_relaxed) == writes_before;
+  }
+
+  void pool_copies(uint32_t thread, uint64_t first_bag, uint64_t end_bag) {
+    const uint64_t n = n_keys(first_bag, end_bag);
+    float* const copies = copies_.data() + thread * n_most_ * format_.dim;
+    FindArgs args = {};
+    args.keys = part_.keys + part_.offsets[first_bag];
+    args.rows = copies;
+    args.row_dtype = Dtype::kF32;
+    args.default_row = default_row_;
+    Reader(storage_, write_count_, format_, kernels_, args).run(0, n);
+    const void** const sources = sources_.data() + thread * n_most_;
+    for (uint64_t i = 0; i < n; ++i) sources[i] = copies + i * format_.dim;
+    pool(thread, first_bag, end_bag, sources, RowFormat{format_.dim, Dtype::kF32, false, 0});
+  }
+
+  // sources: of the keys of these bags
+  void pool(uint32_t thread, uint64_t first_bag, uint64_t end_bag, const void* const* sources,
+            const RowFormat& format) {
+    float* const scratch = scratch_.data() + thread * pool_scratch_floats(format_.dim);
+    pool_bags(kernels_, format, part_, first_bag, end_bag, sources - part_.offsets[first_bag],
+              static_cast<uint64_t>(part_.offsets[end_bag]), scratch);
+  }
+
+  static uint64_t longest_bag(const es_part& part) {
+    int64_t longest = 0;
+    for (uint64_t bag = 0; bag < part.n_bags; ++bag)
+      longest = std::max(longest, part.offsets[bag + 1] - part.offsets[bag]);
+    return static_cast<uint64_t>(longest);
+  }
+
+  const Storage& storage_;
+  const std::atomic<uint64_t>& write_count_;
+  const RowFormat& format_;
+  const Kernels& kernels_;
+  const void* const default_row_;
+  const es_part& part_;
+  const uint64_t n_most_;  // keys at a time
+  Scratch<float> scratch_;
+  Scratch<const void*> sources_;
+  Scratch<uint32_t> words_;
+  Scratch<float> copies_;
+};
+
+}  // namespace embstore::cpu
+
+#endif  // EMBSTORE_CPU_POOLED_FIND_H_
