@@ -15,6 +15,8 @@
 
 namespace embstore::cpu {
 
+constexpr uint32_t kMostDim = 4096;
+
 // A failure with the status that the C ABI reports.
 class Error : public std::runtime_error {
  public:
@@ -56,7 +58,7 @@ struct Config {
 
   explicit Config(const es_config& config) : c(config) {
     require(c.struct_size == sizeof(es_config), "es_config is of another version");
-    require(c.dim >= 1 && c.dim <= 4096, "dim must be 1..4096");
+    require(c.dim >= 1 && c.dim <= kMostDim, "dim must be 1..4096");
     require(c.value_dtype >= ES_F32 && c.value_dtype <= ES_BF16, "unknown value_dtype");
     require(c.init_kind >= 0 && c.init_kind <= ES_INIT_TRUNCATED_NORMAL, "unknown initializer");
     require(c.optimizer_kind >= 0 && c.optimizer_kind <= ES_OPT_FTRL, "unknown optimizer");

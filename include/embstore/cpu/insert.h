@@ -219,7 +219,7 @@ inline uint64_t Table::own_bytes() const { return bloom_.bytes() + log_.bytes() 
 
 inline uint64_t Table::scratch_bytes() const {
   return dedup_.bytes() + lookup_.bytes() + gradients_.bytes() + sums_.bytes() + updates_.bytes() + births_.bytes() +
-         pooling_.bytes() + shelf_->bytes() + export_order_.bytes();
+         pooling_.bytes() + selection_.bytes() + shelf_->bytes() + export_order_.bytes();
 }
 
 inline uint64_t Table::bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_victims) const {

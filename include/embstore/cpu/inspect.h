@@ -55,19 +55,13 @@ inline uint64_t Table::export_rows(uint32_t first, uint32_t last, uint64_t capac
   uint64_t n = 0;
   for (uint32_t p = first; p <= last; ++p) n += export_order_.count(p);
   require(n <= capacity, "export: the arrays are too short");
-  const RowWriter row_writer(rows(), config_, state_.step_base, out);
-  std::vector<std::pair<int64_t, uint32_t>> by_key;
-  uint64_t at = 0;
-  for (uint32_t p = first; p <= last; ++p) {
-    by_key.clear();
-    for (uint64_t i = 0; i < export_order_.count(p); ++i) {
-      const uint32_t row = export_order_.begin(p)[i];
-      by_key.emplace_back(static_cast<int64_t>(rows().meta(row)->key), row);
-    }
-    std::sort(by_key.begin(), by_key.end());
-    row_writer.put(by_key, at);
-    at += by_key.size();
-  }
+  export_order_.sort(rows(), first, last);
+  const RowSource source = {rows(), kernels_, format(), state_.step_base};
+  const bool is_streamed = n * value_bytes(format()) > streamed_from();
+  for_ranges(n, [&](uint32_t, uint64_t begin, uint64_t end) {
+    copy_whole_rows(source, export_order_.begin(first) + begin, end - begin, is_streamed,
+                    arrays_from(out, begin, format()));
+  });
   if (last == kPartitions - 1) export_order_.drop();  // whoever reads all of it comes by here last
   return n;
 }

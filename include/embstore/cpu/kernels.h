@@ -14,6 +14,7 @@
 #include "../core/types.h"
 #include "births.h"
 #include "probe.h"
+#include "select.h"
 #include "slab.h"
 
 namespace embstore::cpu {
@@ -150,6 +151,7 @@ struct Kernels {
   void (*norms)(const void* const* rows, uint64_t n, const RowFormat& format, float* scratch, float* out);
   // scratch: (kReduceLevels + 2, dim)
   void (*pool)(const PoolRows& bag, const RowFormat& format, float* scratch, float* out);
+  void (*select_rows)(const SelectContext& context, uint64_t first, uint64_t n, uint64_t* certain, uint64_t* open);
 };
 
 EMB_FN void prefetch_row(const void* row, uint32_t n_bytes) {
@@ -615,6 +617,7 @@ EMB_FN Kernels make_kernels(const char* name) {
   k.initial_values = embstore::cpu::initial_values;
   k.norms = embstore::cpu::norms;
   k.pool = embstore::cpu::pool;
+  k.select_rows = embstore::cpu::select_rows;
   return k;
 }
 

@@ -6,21 +6,32 @@
 
 namespace embstore::cpu {
 
-// Room in the log and the free list, and copies of what will be gone. The last of a plan: it may throw.
+// Room in the log, and copies of what will be gone. The last of a plan: it may throw.
 inline void Table::plan_removal(const std::vector<Victim>& victims, bool is_collected) {
   log_.reserve(rows().n_ids(), victims.size());
-  if (is_collected) evicted_.append(rows(), config_, state_.step_base, victims);
+  if (!is_collected) return;
+  std::vector<uint32_t> ids;
+  ids.reserve(victims.size());
+  for (const Victim& v : victims) ids.push_back(v.row);
+  evicted_.reserve(victims.size(), format());
+  evicted_.append(RowSource{rows(), kernels_, format(), state_.step_base}, ids.data(), ids.size());
 }
 
 // Within a commit.
 inline void Table::remove_victims(const std::vector<Victim>& victims) {
-  constexpr uint64_t kAhead = 16;
-  for (uint64_t i = 0; i < victims.size(); ++i) {
-    if (i + kAhead < victims.size()) index().prefetch(index().hash(static_cast<uint64_t>(victims[i + kAhead].key)));
-    const uint64_t key = static_cast<uint64_t>(victims[i].key);
-    index().remove(index().find(key, index().hash(key)));
-    rows().release(victims[i].row);
-    log_.note_removed(victims[i].row, victims[i].key);
+  constexpr uint64_t kAhead = 32;
+  uint64_t hashes[kAhead];
+  for (uint64_t i = 0; i < victims.size() + kAhead; ++i) {
+    if (i >= kAhead) {
+      const Victim& v = victims[i - kAhead];
+      index().remove(index().find(static_cast<uint64_t>(v.key), hashes[i % kAhead]));
+      rows().release(v.row);
+      log_.note_removed(v.row, v.key);
+    }
+    if (i < victims.size()) {
+      hashes[i % kAhead] = index().hash(static_cast<uint64_t>(victims[i].key));
+      index().prefetch(hashes[i % kAhead]);
+    }
   }
   state_.n_evicted += victims.size();
   n_removals_ += victims.size();
@@ -40,29 +51,74 @@ inline es_evict_report Table::evict(const es_evict_args& args) {
 inline es_evict_report Table::evict_locked(const std::vector<Predicate>& program, const es_evict_args& args) {
   es_evict_report report = {};
   const Deadline deadline(args.max_seconds);
-  EvictionScan scan(rows(), format(), kernels_, program, args.step, state_.step_base);
+  const uint64_t n_ids = rows().n_ids();
   Pins call_pins;
   if (args.n_pins > 0) call_pins.set(args.pins, args.n_pins);
-  std::vector<Victim> victims;
-  uint64_t at = deadline.is_bounded() && evict_cursor_ < rows().n_ids() ? evict_cursor_ : 0;
-  do {  // a bounded scan gets on by a block at least
-    const uint64_t end = std::min(rows().n_ids(), at + EvictionScan::kBlock);
-    report.n_scanned += scan.run(at, end, &victims);
-    at = end;
-  } while (at < rows().n_ids() && !deadline.has_passed());
-  const auto is_pinned = [&](const Victim& v) { return pins_.holds(v.key) || call_pins.holds(v.key); };
-  victims.erase(std::remove_if(victims.begin(), victims.end(), is_pinned), victims.end());
-  report.n_selected = victims.size();
-  report.is_complete = at >= rows().n_ids();
+  selection_.begin(deadline.is_bounded() && evict_cursor_ < n_ids ? evict_cursor_ : 0, n_ids);
+  EvictionScan scan(rows(), format(), kernels_, program, args.step, state_.step_base);
+  scan.run(deadline, &selection_);
+  report.n_scanned = scan.n_scanned();
+  report.n_selected = scan.n_selected() - spare(pins_) - spare(call_pins);
   const uint64_t n_spare = rows().n_live() > args.keep_at_least ? rows().n_live() - args.keep_at_least : 0;
-  keep_first(&victims, std::min(args.max_rows, n_spare));
-  plan_removal(victims, args.collect != 0);
-  if (args.dry_run != 0) return report;
-  if (deadline.is_bounded()) evict_cursor_ = report.is_complete ? 0 : at;
-  report.n_evicted = victims.size();
-  Commit commit(*this);
-  remove_victims(victims);
+  const uint64_t n_victims = std::min({args.max_rows, n_spare, report.n_selected});
+  if (n_victims < report.n_selected) keep_oldest(n_victims);
+  report.is_complete = selection_.end_row() >= n_ids;
+  const uint64_t next_row = remove_selected(n_victims, deadline, args.dry_run != 0, args.collect != 0, &report);
+  if (deadline.is_bounded() && args.dry_run == 0) {
+    report.is_complete = next_row >= n_ids;
+    evict_cursor_ = report.is_complete ? 0 : next_row / kWordRows * kWordRows;
+  }
   return report;
+}
+
+// Takes pinned rows out of the selection; how many were in it.
+inline uint64_t Table::spare(const Pins& pins) {
+  uint64_t n_spared = 0;
+  for (const int64_t key : pins.keys()) {
+    const uint64_t bits = static_cast<uint64_t>(key);
+    const uint32_t word = index().find(bits, index().hash(bits)).word;
+    if (is_row_word(word)) n_spared += selection_.drop(row_of_word(word));
+  }
+  return n_spared;
+}
+
+// Leaves n rows in the selection, the least by (step, key).
+inline void Table::keep_oldest(uint64_t n) {
+  std::vector<Victim> selected;
+  selection_.for_each([&](uint32_t row) {
+    const Meta* meta = rows().meta(row);
+    selected.push_back(Victim{meta->step, static_cast<int64_t>(meta->key), row});
+  });
+  put_first(&selected, n);
+  for (uint64_t i = n; i < selected.size(); ++i) selection_.drop(selected[i].row);
+}
+
+// Removes the n selected rows in the order of their ids: few at a time, so that a reader finds the table quiet soon,
+// and at least those of the first block, whatever the deadline. Copies them beforehand if they are collected; a dry
+// run does no more than that. Returns the row where it ended.
+inline uint64_t Table::remove_selected(uint64_t n, const Deadline& deadline, bool is_dry_run, bool is_collected,
+                                       es_evict_report* report) {
+  constexpr uint64_t kCommitRows = 256;
+  uint32_t ids[kCommitRows];
+  std::vector<Victim> victims;
+  victims.reserve(kCommitRows);
+  log_.reserve(rows().n_ids(), n);
+  if (is_collected) evicted_.reserve(n, format());  // the last that may fail
+  const uint64_t first_end = selection_.first_row() + EvictionScan::kBlockRows;
+  uint64_t at = selection_.first_row();
+  while (at < selection_.end_row() && (at < first_end || !deadline.is_too_near(0))) {
+    const uint64_t n_ids = selection_.take(&at, kCommitRows, ids);
+    for (uint64_t i = 0; i < n_ids; ++i) __builtin_prefetch(rows().meta(ids[i]));
+    if (is_collected) evicted_.append(RowSource{rows(), kernels_, format(), state_.step_base}, ids, n_ids);
+    if (is_dry_run) continue;
+    victims.clear();
+    for (uint64_t i = 0; i < n_ids; ++i)
+      victims.push_back(Victim{0, static_cast<int64_t>(rows().meta(ids[i])->key), ids[i]});
+    Commit commit(*this);
+    remove_victims(victims);
+    report->n_evicted += n_ids;
+  }
+  return at;
 }
 
 inline uint64_t Table::erase(const int64_t* keys, uint64_t n) {

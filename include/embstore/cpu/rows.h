@@ -34,7 +34,8 @@ class Rows {
   uint32_t* version(uint32_t row) const { return versions() + version_of(row); }
 
   uint64_t n_live() const { return n_live_; }
-  uint64_t n_ids() const { return n_ids_; }  // ids ever given out: scans run over [0, n_ids)
+  uint64_t n_ids() const { return n_ids_; }                   // ids ever given out: scans run over [0, n_ids)
+  const uint64_t* live_bits() const { return live_.data(); }  // row r is bit r % 64 of word r / 64
   bool is_live(uint32_t row) const { return (live_[row / 64] >> (row % 64) & 1) != 0; }
 
   // Room for n_new more rows.

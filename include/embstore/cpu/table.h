@@ -17,6 +17,7 @@
 #include "config.h"
 #include "evict.h"
 #include "gather.h"
+#include "order.h"
 #include "parts.h"
 #include "pooled_find.h"
 #include "pooling.h"
@@ -162,6 +163,10 @@ class Table {
   // remove.h
   void remove_victims(const std::vector<Victim>& victims);
   void plan_removal(const std::vector<Victim>& victims, bool is_collected);
+  uint64_t spare(const Pins& pins);
+  void keep_oldest(uint64_t n);
+  uint64_t remove_selected(uint64_t n, const Deadline& deadline, bool is_dry_run, bool is_collected,
+                           es_evict_report* report);
   es_evict_report evict_locked(const std::vector<Predicate>& program, const es_evict_args& args);
 
   const Config config_;
@@ -179,8 +184,8 @@ class Table {
   es_state state_;
   uint64_t n_candidates_ = 0;
   uint64_t n_clears_ = 0;
-  uint64_t n_removals_ = 0;  // rows evicted or erased since creation
-  uint64_t evict_cursor_ = 0;
+  uint64_t n_removals_ = 0;    // rows evicted or erased since creation
+  uint64_t evict_cursor_ = 0;  // a multiple of 64
   Region bloom_;
   Pins pins_;
   ChangeLog log_;
@@ -197,6 +202,7 @@ class Table {
   Scratch<es_apply_report> reports_;  // of each part
   BirthLists births_;
   Pooling pooling_;
+  Selection selection_;
   // By the numbers of distinct keys, but for missing_.
   Scratch<uint32_t> missing_;    // distinct keys that had no row, in order of first occurrence
   Scratch<uint64_t> n_missing_;  // of each part

@@ -20,85 +20,69 @@ struct RowArrays {  // any but keys may be null
   int64_t* step;
 };
 
-// Live row ids grouped by partition; good until the next write.
-class ExportOrder {
- public:
-  void prepare(const Rows& rows, uint64_t write_count) {
-    if (is_ready_ && write_count == write_count_) return;
-    is_ready_ = false;
-    std::fill(std::begin(offsets_), std::end(offsets_), 0);
-    rows.for_each(0, rows.n_ids(), [&](uint32_t, const Meta* meta) { ++offsets_[partition_of(meta->key) + 1]; });
-    for (uint32_t p = 0; p < kPartitions; ++p) offsets_[p + 1] += offsets_[p];
-    rows_.resize(rows.n_live());
-    std::vector<uint64_t> next(offsets_, offsets_ + kPartitions);
-    rows.for_each(0, rows.n_ids(),
-                  [&](uint32_t row, const Meta* meta) { rows_[next[partition_of(meta->key)]++] = row; });
-    write_count_ = write_count;
-    is_ready_ = true;
-  }
-
-  void drop() {
-    std::vector<uint32_t>().swap(rows_);
-    is_ready_ = false;
-  }
-  uint64_t count(uint32_t partition) const { return offsets_[partition + 1] - offsets_[partition]; }
-  const uint32_t* begin(uint32_t partition) const { return rows_.data() + offsets_[partition]; }
-  uint64_t bytes() const { return rows_.capacity() * sizeof(uint32_t); }
-
- private:
-  bool is_ready_ = false;
-  uint64_t write_count_ = 0;
-  uint64_t offsets_[kPartitions + 1] = {};
-  std::vector<uint32_t> rows_;
+// Where rows are copied from.
+struct RowSource {
+  const Rows& rows;
+  const Kernels& kernels;
+  const RowFormat& format;
+  int64_t step_base;
 };
 
-// Copies whole rows to arrays, from position `at` on.
-class RowWriter {
- public:
-  RowWriter(const Rows& rows, const Config& config, int64_t step_base, const RowArrays& out)
-      : rows_(rows), config_(config), step_base_(step_base), out_(out) {}
-
-  void put(const std::vector<std::pair<int64_t, uint32_t>>& by_key, uint64_t at) const {
-    const RowFormat& f = config_.format;
-    const uint64_t n_bytes = value_bytes(f);
-    for (uint64_t i = 0; i < by_key.size(); ++i) {
-      if (i + kPrefetchRows < by_key.size())
-        prefetch_row(rows_.values(by_key[i + kPrefetchRows].second), static_cast<uint32_t>(n_bytes));
-      const uint32_t row = by_key[i].second;
-      const Meta* meta = rows_.meta(row);
-      out_.keys[at + i] = by_key[i].first;
-      if (out_.values != nullptr)
-        std::memcpy(static_cast<char*>(out_.values) + (at + i) * n_bytes, rows_.values(row), n_bytes);
-      if (out_.slots != nullptr && f.n_slots > 0)
-        std::memcpy(out_.slots + (at + i) * f.n_slots, rows_.slots(row), f.n_slots * sizeof(float));
-      if (out_.freq != nullptr) out_.freq[at + i] = meta->freq;
-      if (out_.step != nullptr) out_.step[at + i] = step_base_ + meta->step;
+// Copies whole rows to positions [0, n) of the arrays; past the caches if is_streamed.
+inline void copy_whole_rows(const RowSource& from, const uint32_t* ids, uint64_t n, bool is_streamed,
+                            const RowArrays& out) {
+  constexpr uint64_t kBlock = 512;
+  constexpr uint64_t kAhead = 32;
+  const RowFormat& f = from.format;
+  const RowFormat slots = {f.n_slots, Dtype::kF32, false, 0};
+  const bool has_slots = out.slots != nullptr && f.n_slots > 0;
+  const void* sources[kBlock];
+  for (uint64_t first = 0; first < n; first += kBlock) {
+    const uint64_t n_block = std::min(n - first, kBlock);
+    for (uint64_t i = first; i < first + n_block; ++i) {
+      if (i + kAhead < n) __builtin_prefetch(from.rows.meta(ids[i + kAhead]));
+      const Meta* meta = from.rows.meta(ids[i]);
+      out.keys[i] = static_cast<int64_t>(meta->key);
+      if (out.freq != nullptr) out.freq[i] = meta->freq;
+      if (out.step != nullptr) out.step[i] = from.step_base + meta->step;
+      sources[i - first] = from.rows.values(ids[i]);
     }
+    if (out.values != nullptr)
+      from.kernels.copy_rows(sources, n_block, f, f.dtype, is_streamed,
+                             static_cast<char*>(out.values) + first * value_bytes(f));
+    for (uint64_t i = 0; has_slots && i < n_block; ++i) sources[i] = from.rows.slots(ids[first + i]);
+    if (has_slots)
+      from.kernels.copy_rows(sources, n_block, slots, Dtype::kF32, is_streamed, out.slots + first * f.n_slots);
   }
+}
 
- private:
-  const Rows& rows_;
-  const Config& config_;
-  int64_t step_base_;
-  RowArrays out_;
-};
+// The arrays from position `at` on.
+inline RowArrays arrays_from(const RowArrays& a, uint64_t at, const RowFormat& f) {
+  return RowArrays{a.keys + at, a.values != nullptr ? static_cast<char*>(a.values) + at * value_bytes(f) : nullptr,
+                   a.slots != nullptr ? a.slots + at * f.n_slots : nullptr, a.freq != nullptr ? a.freq + at : nullptr,
+                   a.step != nullptr ? a.step + at : nullptr};
+}
 
 // Rows that left the table and that somebody wants to see.
 class EvictedRows {
  public:
   uint64_t size() const { return keys_.size(); }
 
-  void append(const Rows& rows, const Config& config, int64_t step_base, const std::vector<Victim>& victims) {
+  // Room for n more.
+  void reserve(uint64_t n, const RowFormat& f) {
+    n += size();
+    reserve_amortized(keys_, n);
+    reserve_amortized(values_, n * value_bytes(f));
+    reserve_amortized(slots_, n * f.n_slots);
+    reserve_amortized(freq_, n);
+    reserve_amortized(step_, n);
+  }
+
+  void append(const RowSource& from, const uint32_t* ids, uint64_t n) {
     const uint64_t first = size();
-    const uint64_t n = first + victims.size();
-    std::vector<std::pair<int64_t, uint32_t>> by_key;
-    by_key.reserve(victims.size());
-    reserve(n, config.format);  // the last that may fail
-    resize(n, config.format);
-    for (const Victim& v : victims) by_key.emplace_back(v.key, v.row);
-    RowWriter(rows, config, step_base,
-              RowArrays{keys_.data(), values_.data(), slots_.data(), freq_.data(), step_.data()})
-        .put(by_key, first);
+    resize(first + n, from.format);
+    const RowArrays all = {keys_.data(), values_.data(), slots_.data(), freq_.data(), step_.data()};
+    copy_whole_rows(from, ids, n, false, arrays_from(all, first, from.format));
   }
 
   // All of them by key; the buffer is empty afterwards.
@@ -123,14 +107,6 @@ class EvictedRows {
   template <class T>
   static void reserve_amortized(std::vector<T>& v, uint64_t n) {
     if (v.capacity() < n) v.reserve(std::max<uint64_t>(n, v.capacity() * 2));
-  }
-
-  void reserve(uint64_t n, const RowFormat& f) {
-    reserve_amortized(keys_, n);
-    reserve_amortized(values_, n * value_bytes(f));
-    reserve_amortized(slots_, n * f.n_slots);
-    reserve_amortized(freq_, n);
-    reserve_amortized(step_, n);
   }
 
   void resize(uint64_t n, const RowFormat& f) {

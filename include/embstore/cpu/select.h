@@ -1,0 +1,87 @@
+// Which rows of a table a predicate selects, 64 at a time. Compiled once for each instruction set (src/paths).
+//
+// 1. What the rows' records leave open, because it depends on their norms, is said to be open: a program of `and` and
+//    `or` only grows with its predicates, so a row is certain if it holds with every norm too great, and impossible if
+//    it does not with every norm small enough.
+// 2. Words of 64 rows without a live one are passed over.
+// 3. As in kernels.h, all has internal linkage and includes core alone.
+#ifndef EMBSTORE_CPU_SELECT_H_
+#define EMBSTORE_CPU_SELECT_H_
+
+#include "../core/eviction.h"
+#include "../core/types.h"
+#include "slab.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace embstore::cpu {
+
+struct SelectContext {
+  Slab meta;
+  const uint64_t* live;  // a bit for each row
+  const Predicate* program;
+  const RecordTest* tests;  // (n,)
+  uint32_t n;
+  bool needs_norm;
+};
+
+EMB_CONST uint64_t kWordRows = 64;
+
+// Which of 64 records have at most this step and freq.
+#if defined(__SSE2__)
+EMB_FN uint64_t records_within(const Meta* meta, const RecordTest& test) {
+  const __m128i sign = _mm_set1_epi32(INT32_MIN);  // compares are signed
+  const __m128i most_step = _mm_xor_si128(_mm_set1_epi32(static_cast<int32_t>(test.most_step)), sign);
+  const __m128i most_freq = _mm_xor_si128(_mm_set1_epi32(static_cast<int32_t>(test.most_freq)), sign);
+  const __m128i* records = reinterpret_cast<const __m128i*>(meta);
+  uint64_t beyond = 0;
+  for (uint32_t i = 0; i < kWordRows; i += 4) {
+    const __m128i first = _mm_unpackhi_epi64(_mm_load_si128(records + i), _mm_load_si128(records + i + 1));
+    const __m128i second = _mm_unpackhi_epi64(_mm_load_si128(records + i + 2), _mm_load_si128(records + i + 3));
+    const __m128 a = _mm_castsi128_ps(_mm_xor_si128(first, sign));
+    const __m128 b = _mm_castsi128_ps(_mm_xor_si128(second, sign));
+    const __m128i steps = _mm_castps_si128(_mm_shuffle_ps(a, b, 0x88));
+    const __m128i freqs = _mm_castps_si128(_mm_shuffle_ps(a, b, 0xDD));
+    const __m128i out = _mm_or_si128(_mm_cmpgt_epi32(steps, most_step), _mm_cmpgt_epi32(freqs, most_freq));
+    beyond |= static_cast<uint64_t>(static_cast<uint32_t>(_mm_movemask_ps(_mm_castsi128_ps(out)))) << i;
+  }
+  return ~beyond;
+}
+#else
+EMB_FN uint64_t records_within(const Meta* meta, const RecordTest& test) {
+  uint64_t within = 0;
+  for (uint32_t i = 0; i < kWordRows; ++i)
+    within |= static_cast<uint64_t>(meta[i].step <= test.most_step && meta[i].freq <= test.most_freq) << i;
+  return within;
+}
+#endif
+
+EMB_FN uint64_t rows_that_hold(const SelectContext& c, const Meta* meta, bool has_small_norms) {
+  return evaluate(c.program, c.n, [&](uint32_t i) {
+    const RecordTest& test = c.tests[i];
+    if (!test.is_possible || (test.asks_norm && !has_small_norms)) return uint64_t{0};
+    return records_within(meta, test);
+  });
+}
+
+// Words [first, first + n) of 64 rows: those selected for certain, and those that are if their norms are small enough.
+EMB_FN void select_rows(const SelectContext& c, uint64_t first, uint64_t n, uint64_t* certain, uint64_t* open) {
+  constexpr uint64_t kAheadBytes = 4096;
+  for (uint64_t w = 0; w < n; ++w) {
+    const uint64_t live = c.live[first + w];
+    certain[w] = open[w] = 0;
+    if (live == 0) continue;
+    const uint32_t row = static_cast<uint32_t>((first + w) * kWordRows);
+    const Meta* meta = reinterpret_cast<const Meta*>(slab_row(c.meta, row));
+    for (uint64_t at = 0; at < kWordRows * sizeof(Meta); at += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(meta) + kAheadBytes + at);
+    certain[w] = rows_that_hold(c, meta, false) & live;
+    if (c.needs_norm) open[w] = rows_that_hold(c, meta, true) & live & ~certain[w];
+  }
+}
+
+}  // namespace embstore::cpu
+
+#endif  // EMBSTORE_CPU_SELECT_H_
