@@ -41,8 +41,9 @@ EMB_FN bool is_true(const Predicate& p, const RowFacts& row) {
 // Truth values of 64 rows at once, a bit each: truths_of(i) gives those of predicate i, which joins no others.
 template <class TruthsOf>
 EMB_FN uint64_t evaluate(const Predicate* program, uint32_t n, const TruthsOf& truths_of) {
-  uint64_t stack[kMaxPredicates] = {0};
+  uint64_t stack[kMaxPredicates];
   uint32_t depth = 0;
+  stack[0] = 0;
   for (uint32_t i = 0; i < n; ++i) {
     if (program[i].op == PredicateOp::kAnd) {
       --depth;

@@ -559,15 +559,23 @@ EMB_FN void initial_values(const BirthContext& c, uint64_t key, void* out) {
   birth_rows(alone, &task, 1);
 }
 
+// row_norm of each row.
 EMB_FN void norms(const void* const* rows, uint64_t n, const RowFormat& f, float* scratch, float* out) {
-  for (uint64_t i = 0; i < n; ++i) {
-    if (i + kPrefetchRows < n) prefetch_row(rows[i + kPrefetchRows], value_bytes(f));
-    const float* w = static_cast<const float*>(rows[i]);
-    if (f.dtype != Dtype::kF32) {
-      widen_row(rows[i], f, scratch);
-      w = scratch;
+  for (uint64_t first = 0; first < n; first += 4) {
+    const uint32_t n_four = n - first < 4 ? static_cast<uint32_t>(n - first) : 4;
+    FoldedSquares folded[4] = {};
+    float four[4];
+    for (uint32_t i = 0; i < n_four; ++i) {
+      if (first + i + kPrefetchRows < n) prefetch_row(rows[first + i + kPrefetchRows], value_bytes(f));
+      const float* w = static_cast<const float*>(rows[first + i]);
+      if (f.dtype != Dtype::kF32) {
+        widen_row(rows[first + i], f, scratch);
+        w = scratch;
+      }
+      folded[i] = folded_squares(w, f.dim);
     }
-    out[i] = row_norm(w, f.dim);
+    norms_of_four(folded, four);
+    for (uint32_t i = 0; i < n_four; ++i) out[first + i] = four[i];
   }
 }
 

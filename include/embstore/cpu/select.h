@@ -9,6 +9,7 @@
 #define EMBSTORE_CPU_SELECT_H_
 
 #include "../core/eviction.h"
+#include "../core/reduce.h"
 #include "../core/types.h"
 #include "slab.h"
 
@@ -55,6 +56,39 @@ EMB_FN uint64_t records_within(const Meta* meta, const RecordTest& test) {
   for (uint32_t i = 0; i < kWordRows; ++i)
     within |= static_cast<uint64_t>(meta[i].step <= test.most_step && meta[i].freq <= test.most_freq) << i;
   return within;
+}
+#endif
+
+// What is left of a row's 16 partial sums of squares (core/reduce.h) before the last two halvings; four rows at a time
+// make norms of that.
+#if defined(__SSE2__)
+using FoldedSquares = __m128;
+
+EMB_FN __m128 squares(__m128 x) { return _mm_mul_ps(x, x); }
+
+EMB_FN FoldedSquares folded_squares(const float* x, uint32_t dim) {
+  constexpr uint32_t kLanes = 4;
+  __m128 p[kRowPartials / kLanes] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
+  uint32_t j = 0;
+  for (; j + kRowPartials <= dim; j += kRowPartials)
+    for (uint32_t i = 0; i < 4; ++i) p[i] = _mm_add_ps(p[i], squares(_mm_loadu_ps(x + j + kLanes * i)));
+  if (j < dim) {
+    float rest[kRowPartials] = {0};  // adding zero changes no sum of squares
+    __builtin_memcpy(rest, x + j, (dim - j) * sizeof(float));
+    for (uint32_t i = 0; i < 4; ++i) p[i] = _mm_add_ps(p[i], squares(_mm_loadu_ps(rest + kLanes * i)));
+  }
+  return _mm_add_ps(_mm_add_ps(p[0], p[2]), _mm_add_ps(p[1], p[3]));
+}
+
+EMB_FN void norms_of_four(FoldedSquares* rows, float* out) {
+  _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
+  _mm_storeu_ps(out, _mm_sqrt_ps(_mm_add_ps(_mm_add_ps(rows[0], rows[2]), _mm_add_ps(rows[1], rows[3]))));
+}
+#else
+using FoldedSquares = float;
+EMB_FN FoldedSquares folded_squares(const float* x, uint32_t dim) { return row_sum_of_squares(x, dim); }
+EMB_FN void norms_of_four(FoldedSquares* rows, float* out) {
+  for (uint32_t i = 0; i < 4; ++i) out[i] = square_root(rows[i]);
 }
 #endif
 
