@@ -104,7 +104,7 @@ class EvictionScan {
  public:
   EvictionScan(const Rows& rows, const RowFormat& format, const Kernels& kernels, const std::vector<Predicate>& program,
                int64_t step, int64_t step_base)
-      : rows_(rows), format_(format), kernels_(kernels), program_(program), step_(step), step_base_(step_base) {
+      : rows_(rows), format_(format), kernels_(kernels), program_(program) {
     for (uint32_t i = 0; i < n_predicates(); ++i) tests_[i] = record_test(program[i], step, step_base);
   }
 
@@ -134,17 +134,21 @@ class EvictionScan {
  private:
   static constexpr uint64_t kBlockWords = kBlockRows / kWordRows;
   static constexpr uint64_t kRemovalNs = 100;  // of one row, about
-  static constexpr uint32_t kNorms = 512;      // rows whose norms are computed together
 
   uint32_t n_predicates() const { return static_cast<uint32_t>(program_.size()); }
 
   void run_block(uint64_t first, uint64_t n, uint64_t* selected) {
-    const SelectContext context = {rows_.meta_slab(), rows_.live_bits(),
-                                   program_.data(),   tests_,
-                                   n_predicates(),    needs_norm(program_.data(), n_predicates())};
+    const SelectContext context = {rows_.meta_slab(),
+                                   rows_.values_slab(),
+                                   rows_.live_bits(),
+                                   program_.data(),
+                                   tests_,
+                                   n_predicates(),
+                                   needs_norm(program_.data(), n_predicates())};
     uint64_t open[kBlockWords];
+    float scratch[kMostDim];
     kernels_.select_rows(context, first, n, selected, open);
-    if (context.needs_norm) decide_by_norm(first, n, open, selected);
+    if (context.needs_norm) kernels_.select_by_norm(context, format_, first, n, open, scratch, selected);
     uint64_t n_scanned = 0, n_selected = 0;
     for (uint64_t w = 0; w < n; ++w) {
       n_scanned += static_cast<uint64_t>(__builtin_popcountll(rows_.live_bits()[first + w]));
@@ -154,39 +158,10 @@ class EvictionScan {
     n_selected_.fetch_add(n_selected, std::memory_order_relaxed);
   }
 
-  void decide_by_norm(uint64_t first, uint64_t n, const uint64_t* open, uint64_t* selected) const {
-    uint32_t ids[kNorms];
-    uint32_t n_ids = 0;
-    for (uint64_t w = 0; w < n; ++w) {
-      for (uint64_t bits = open[w]; bits != 0; bits &= bits - 1)
-        ids[n_ids++] = static_cast<uint32_t>(w * kWordRows) + static_cast<uint32_t>(__builtin_ctzll(bits));
-      if (n_ids + kWordRows <= kNorms && w + 1 < n) continue;
-      select_by_norm(static_cast<uint32_t>(first * kWordRows), ids, n_ids, selected);
-      n_ids = 0;
-    }
-  }
-
-  // Rows `first` + ids[i] by all that is known of them; sets bits ids[i] of `selected`.
-  void select_by_norm(uint32_t first, const uint32_t* ids, uint32_t n, uint64_t* selected) const {
-    const void* values[kNorms] = {};
-    float norms[kNorms];
-    float scratch[kMostDim];
-    for (uint32_t i = 0; i < n; ++i) values[i] = rows_.values(first + ids[i]);
-    kernels_.norms(values, n, format_, scratch, norms);
-    for (uint32_t i = 0; i < n; ++i) {
-      const Meta* meta = rows_.meta(first + ids[i]);
-      const RowFacts facts = {age_of(step_, step_base_ + meta->step), meta->freq, norms[i]};
-      const uint64_t is_selected = is_evictable(program_.data(), n_predicates(), facts);
-      selected[ids[i] / kWordRows] |= is_selected << (ids[i] % kWordRows);
-    }
-  }
-
   const Rows& rows_;
   const RowFormat& format_;
   const Kernels& kernels_;
   const std::vector<Predicate>& program_;
-  const int64_t step_;
-  const int64_t step_base_;
   RecordTest tests_[kMaxPredicates];
   std::atomic<uint64_t> n_scanned_{0};
   std::atomic<uint64_t> n_selected_{0};

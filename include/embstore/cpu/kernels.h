@@ -13,20 +13,12 @@
 #include "../core/rounding.h"
 #include "../core/types.h"
 #include "births.h"
+#include "format.h"
 #include "probe.h"
 #include "select.h"
 #include "slab.h"
 
 namespace embstore::cpu {
-
-struct RowFormat {
-  uint32_t dim;
-  Dtype dtype;
-  bool is_stochastic;
-  uint32_t n_slots;  // float32 slots of a row
-};
-
-EMB_FN uint32_t value_bytes(const RowFormat& f) { return f.dim * size_of(f.dtype); }
 
 // A row to be born, which no reader sees yet.
 struct RowTask {
@@ -148,17 +140,13 @@ struct Kernels {
   void (*update_rows)(const UpdateContext& context, const uint32_t* uniques, uint64_t n);
   void (*birth_rows)(const BirthContext& context, const RowTask* tasks, uint64_t n);
   void (*initial_values)(const BirthContext& context, uint64_t key, void* out);
-  void (*norms)(const void* const* rows, uint64_t n, const RowFormat& format, float* scratch, float* out);
   // scratch: (kReduceLevels + 2, dim)
   void (*pool)(const PoolRows& bag, const RowFormat& format, float* scratch, float* out);
   void (*select_rows)(const SelectContext& context, uint64_t first, uint64_t n, uint64_t* certain, uint64_t* open);
+  // Adds to words [first, first + n) of `selected` what norms decide of those that are open. scratch: a row
+  void (*select_by_norm)(const SelectContext& context, const RowFormat& format, uint64_t first, uint64_t n,
+                         const uint64_t* open, float* scratch, uint64_t* selected);
 };
-
-EMB_FN void prefetch_row(const void* row, uint32_t n_bytes) {
-  const char* line = static_cast<const char*>(row);
-  const uint32_t most = n_bytes < 512 ? n_bytes : 512;
-  for (uint32_t at = 0; at < most; at += 64) __builtin_prefetch(line + at);
-}
 
 EMB_FN void prefetch_row_to_write(void* row, uint32_t n_bytes) {
   char* line = static_cast<char*>(row);
@@ -218,16 +206,6 @@ EMB_FN void copy_same(const void* const* rows, uint64_t n, uint32_t n_bytes, cha
       return copy_loop<512, is_streamed>(rows, n, 0, out);
     default:
       return copy_loop<0, is_streamed>(rows, n, n_bytes, out);
-  }
-}
-
-EMB_FN void widen_row(const void* row, const RowFormat& f, float* out) {
-  if (f.dtype == Dtype::kF32) return copy_row_shared(out, row, value_bytes(f));
-  const uint16_t* half = static_cast<const uint16_t*>(row);
-  if (f.dtype == Dtype::kBF16) {
-    for (uint32_t j = 0; j < f.dim; ++j) out[j] = widen_bf16(load_shared(half + j));
-  } else {
-    for (uint32_t j = 0; j < f.dim; ++j) out[j] = widen_f16(load_shared(half + j));
   }
 }
 
@@ -559,26 +537,6 @@ EMB_FN void initial_values(const BirthContext& c, uint64_t key, void* out) {
   birth_rows(alone, &task, 1);
 }
 
-// row_norm of each row.
-EMB_FN void norms(const void* const* rows, uint64_t n, const RowFormat& f, float* scratch, float* out) {
-  for (uint64_t first = 0; first < n; first += 4) {
-    const uint32_t n_four = n - first < 4 ? static_cast<uint32_t>(n - first) : 4;
-    FoldedSquares folded[4] = {};
-    float four[4];
-    for (uint32_t i = 0; i < n_four; ++i) {
-      if (first + i + kPrefetchRows < n) prefetch_row(rows[first + i + kPrefetchRows], value_bytes(f));
-      const float* w = static_cast<const float*>(rows[first + i]);
-      if (f.dtype != Dtype::kF32) {
-        widen_row(rows[first + i], f, scratch);
-        w = scratch;
-      }
-      folded[i] = folded_squares(w, f.dim);
-    }
-    norms_of_four(folded, four);
-    for (uint32_t i = 0; i < n_four; ++i) out[first + i] = four[i];
-  }
-}
-
 EMB_FN void pool(const PoolRows& bag, const RowFormat& f, float* scratch, float* out) {
   const uint32_t dim = f.dim;
   if (bag.n == 0) {
@@ -623,9 +581,9 @@ EMB_FN Kernels make_kernels(const char* name) {
   k.update_rows = embstore::cpu::update_rows;
   k.birth_rows = embstore::cpu::birth_rows;
   k.initial_values = embstore::cpu::initial_values;
-  k.norms = embstore::cpu::norms;
   k.pool = embstore::cpu::pool;
   k.select_rows = embstore::cpu::select_rows;
+  k.select_by_norm = embstore::cpu::select_by_norm;
   return k;
 }
 

@@ -11,6 +11,7 @@
 #include "../core/eviction.h"
 #include "../core/reduce.h"
 #include "../core/types.h"
+#include "format.h"
 #include "slab.h"
 
 #if defined(__SSE2__)
@@ -21,6 +22,7 @@ namespace embstore::cpu {
 
 struct SelectContext {
   Slab meta;
+  Slab values;
   const uint64_t* live;  // a bit for each row
   const Predicate* program;
   const RecordTest* tests;  // (n,)
@@ -28,7 +30,7 @@ struct SelectContext {
   bool needs_norm;
 };
 
-EMB_CONST uint64_t kWordRows = 64;
+EMB_CONST uint64_t kWordRows = 64;  // they lie in one chunk of a slab
 
 // Which of 64 records have at most this step and freq.
 #if defined(__SSE2__)
@@ -50,12 +52,28 @@ EMB_FN uint64_t records_within(const Meta* meta, const RecordTest& test) {
   }
   return ~beyond;
 }
+
+// Which of 64 norms are less than the threshold.
+EMB_FN uint64_t norms_below(const float* norms, float threshold) {
+  const __m128 bound = _mm_set1_ps(threshold);
+  uint64_t below = 0;
+  for (uint32_t i = 0; i < kWordRows; i += 4)
+    below |= static_cast<uint64_t>(static_cast<uint32_t>(_mm_movemask_ps(_mm_cmplt_ps(_mm_loadu_ps(norms + i), bound))))
+             << i;
+  return below;
+}
 #else
 EMB_FN uint64_t records_within(const Meta* meta, const RecordTest& test) {
   uint64_t within = 0;
   for (uint32_t i = 0; i < kWordRows; ++i)
     within |= static_cast<uint64_t>(meta[i].step <= test.most_step && meta[i].freq <= test.most_freq) << i;
   return within;
+}
+
+EMB_FN uint64_t norms_below(const float* norms, float threshold) {
+  uint64_t below = 0;
+  for (uint32_t i = 0; i < kWordRows; ++i) below |= static_cast<uint64_t>(norms[i] < threshold) << i;
+  return below;
 }
 #endif
 
@@ -92,12 +110,19 @@ EMB_FN void norms_of_four(FoldedSquares* rows, float* out) {
 }
 #endif
 
-EMB_FN uint64_t rows_that_hold(const SelectContext& c, const Meta* meta, bool has_small_norms) {
+// The program's truths for 64 rows; small_norms(threshold) are the rows whose norm is less.
+template <class SmallNorms>
+EMB_FN uint64_t rows_that_hold(const SelectContext& c, const Meta* meta, const SmallNorms& small_norms) {
   return evaluate(c.program, c.n, [&](uint32_t i) {
     const RecordTest& test = c.tests[i];
-    if (!test.is_possible || (test.asks_norm && !has_small_norms)) return uint64_t{0};
-    return records_within(meta, test);
+    if (!test.is_possible) return uint64_t{0};
+    const uint64_t small = test.asks_norm ? small_norms(c.program[i].threshold) : ~uint64_t{0};
+    return small != 0 ? small & records_within(meta, test) : 0;
   });
+}
+
+EMB_FN const Meta* records_of_word(const SelectContext& c, uint64_t word) {
+  return reinterpret_cast<const Meta*>(slab_row(c.meta, static_cast<uint32_t>(word * kWordRows)));
 }
 
 // Words [first, first + n) of 64 rows: those selected for certain, and those that are if their norms are small enough.
@@ -107,12 +132,44 @@ EMB_FN void select_rows(const SelectContext& c, uint64_t first, uint64_t n, uint
     const uint64_t live = c.live[first + w];
     certain[w] = open[w] = 0;
     if (live == 0) continue;
-    const uint32_t row = static_cast<uint32_t>((first + w) * kWordRows);
-    const Meta* meta = reinterpret_cast<const Meta*>(slab_row(c.meta, row));
+    const Meta* const meta = records_of_word(c, first + w);
     for (uint64_t at = 0; at < kWordRows * sizeof(Meta); at += 64)
       __builtin_prefetch(reinterpret_cast<const char*>(meta) + kAheadBytes + at);
-    certain[w] = rows_that_hold(c, meta, false) & live;
-    if (c.needs_norm) open[w] = rows_that_hold(c, meta, true) & live & ~certain[w];
+    certain[w] = rows_that_hold(c, meta, [](float) { return uint64_t{0}; }) & live;
+    if (c.needs_norm) open[w] = rows_that_hold(c, meta, [](float) { return ~uint64_t{0}; }) & live & ~certain[w];
+  }
+}
+
+// Norms of a word's rows whose bits are set, each at its bit's number.
+EMB_FN void norms_of_word(const char* values, uint32_t stride, const RowFormat& f, uint64_t bits, float* scratch,
+                          float* norms) {
+  while (bits != 0) {
+    FoldedSquares folded[4] = {};
+    uint32_t at[4];
+    float four[4];
+    uint32_t n = 0;
+    for (; n < 4 && bits != 0; bits &= bits - 1) {
+      at[n] = static_cast<uint32_t>(__builtin_ctzll(bits));
+      const void* const row = values + uint64_t{at[n]} * stride;
+      if (f.dtype != Dtype::kF32) widen_row(row, f, scratch);
+      folded[n++] = folded_squares(f.dtype != Dtype::kF32 ? scratch : static_cast<const float*>(row), f.dim);
+    }
+    norms_of_four(folded, four);
+    for (uint32_t i = 0; i < n; ++i) norms[at[i]] = four[i];
+  }
+}
+
+EMB_FN void select_by_norm(const SelectContext& c, const RowFormat& f, uint64_t first, uint64_t n, const uint64_t* open,
+                           float* scratch, uint64_t* selected) {
+  const auto values_of = [&](uint64_t w) { return slab_row(c.values, static_cast<uint32_t>((first + w) * kWordRows)); };
+  for (uint64_t w = 0; w < n; ++w) {
+    for (uint64_t bits = w + 1 < n ? open[w + 1] : 0; bits != 0; bits &= bits - 1)
+      prefetch_row(values_of(w + 1) + static_cast<uint64_t>(__builtin_ctzll(bits)) * c.values.stride, value_bytes(f));
+    if (open[w] == 0) continue;
+    float norms[kWordRows] = {0};
+    norms_of_word(values_of(w), c.values.stride, f, open[w], scratch, norms);
+    const auto small_norms = [&](float threshold) { return norms_below(norms, threshold); };
+    selected[w] |= rows_that_hold(c, records_of_word(c, first + w), small_norms) & open[w];
   }
 }
 
