@@ -133,7 +133,7 @@ class EvictionScan {
 
  private:
   static constexpr uint64_t kBlockWords = kBlockRows / kWordRows;
-  static constexpr uint64_t kRemovalNs = 100;  // of one row, about
+  static constexpr uint64_t kRemovalNs = 50;  // of one row, about
 
   uint32_t n_predicates() const { return static_cast<uint32_t>(program_.size()); }
 

@@ -2,6 +2,8 @@
 #ifndef EMBSTORE_CPU_REMOVE_H_
 #define EMBSTORE_CPU_REMOVE_H_
 
+#include <optional>
+
 #include "table.h"
 
 namespace embstore::cpu {
@@ -93,28 +95,30 @@ inline void Table::keep_oldest(uint64_t n) {
   for (uint64_t i = n; i < selected.size(); ++i) selection_.drop(selected[i].row);
 }
 
-// Removes the n selected rows in the order of their ids: few at a time, so that a reader finds the table quiet soon,
-// and at least those of the first block, whatever the deadline. Copies them beforehand if they are collected; a dry
-// run does no more than that. Returns the row where it ended.
+// Removes the n selected rows in the order of their ids, at least those of the first block whatever the deadline.
+// Copies them beforehand if they are collected; a dry run does no more than that. Returns the row where it ended.
+// All is one commit: a reader loses less by knowing of a commit than by finding out (bench/DEAD_ENDS.md).
 inline uint64_t Table::remove_selected(uint64_t n, const Deadline& deadline, bool is_dry_run, bool is_collected,
                                        es_evict_report* report) {
-  constexpr uint64_t kCommitRows = 256;
-  uint32_t ids[kCommitRows];
+  constexpr uint64_t kRows = 256;  // between two looks at the clock
+  if (n == 0 || (is_dry_run && !is_collected)) return selection_.end_row();
+  uint32_t ids[kRows];
   std::vector<Victim> victims;
-  victims.reserve(kCommitRows);
+  victims.reserve(kRows);
   log_.reserve(rows().n_ids(), n);
   if (is_collected) evicted_.reserve(n, format());  // the last that may fail
   const uint64_t first_end = selection_.first_row() + EvictionScan::kBlockRows;
   uint64_t at = selection_.first_row();
+  std::optional<Commit> commit;
+  if (!is_dry_run) commit.emplace(*this);
   while (at < selection_.end_row() && (at < first_end || !deadline.is_too_near(0))) {
-    const uint64_t n_ids = selection_.take(&at, kCommitRows, ids);
+    const uint64_t n_ids = selection_.take(&at, kRows, ids);
     for (uint64_t i = 0; i < n_ids; ++i) __builtin_prefetch(rows().meta(ids[i]));
     if (is_collected) evicted_.append(RowSource{rows(), kernels_, format(), state_.step_base}, ids, n_ids);
     if (is_dry_run) continue;
     victims.clear();
     for (uint64_t i = 0; i < n_ids; ++i)
       victims.push_back(Victim{0, static_cast<int64_t>(rows().meta(ids[i])->key), ids[i]});
-    Commit commit(*this);
     remove_victims(victims);
     report->n_evicted += n_ids;
   }
