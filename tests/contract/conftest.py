@@ -24,3 +24,11 @@ def make_table(engine):
     yield make
     for table in tables:
         table.close()
+
+
+@pytest.fixture
+def threads():
+    """A function that sets the number of threads, which is what it was afterwards."""
+    before = es.num_threads()
+    yield es.set_num_threads
+    es.set_num_threads(before)

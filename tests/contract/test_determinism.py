@@ -17,10 +17,10 @@ def expected():
     return cache(digest.digest_of)
 
 
-def digest_in_child(engine, **environment):
-    """Return what the program prints in a process of its own: cpu path, threads and hash."""
+def run_in_child(program, engine, **environment):
+    """Return the words that a program prints in a process of its own."""
     child = subprocess.run(
-        [sys.executable, digest.__file__, engine],
+        [sys.executable, program, engine],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
         capture_output=True,
         text=True,
@@ -38,7 +38,8 @@ def digest_in_child(engine, **environment):
     [("1", "baseline"), ("2", "baseline"), ("1", "avx2"), ("5", "avx2"), ("2", "avx512")],
 )
 def test_neither_threads_nor_the_instruction_set_matter(engine, expected, threads, path):
-    result = digest_in_child(engine, EMBSTORE_NUM_THREADS=threads, EMBSTORE_CPU=path)
+    program = digest.__file__
+    result = run_in_child(program, engine, EMBSTORE_NUM_THREADS=threads, EMBSTORE_CPU=path)
     assert result == [path, threads, expected(engine)]
 
 
