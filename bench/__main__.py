@@ -12,7 +12,7 @@ from bench import machine, results
 from bench.report import case_lines, figure_lines, target_lines
 from bench.worker import Worker, peers_of
 
-CONCEPTS = ("lookup", "train", "memory", "growth")
+CONCEPTS = ("lookup", "train", "memory", "growth", "scan")
 
 
 def arguments(argv):
