@@ -49,7 +49,7 @@ INDEX_GROWN_BYTES = at_most("index + meta a live row right after growth", 48.0)
 NBYTES_ERROR = at_most("nbytes, off the growth of the process", 5.0)
 SCAN_COPY = {
     "evict by age": at_least("evict by age, against a copy of as many bytes", 1.0),
-    "evict by norm": at_least("evict by norm, dim 16, against a copy of as many bytes", 0.3),
+    "evict by norm": at_least("evict by norm, dim 16, against a copy of as many bytes", 0.7),
 }
 EXPORT_TAKE = at_least("export, dim 16 with slots, against np.take at random", 1.0)
 FIND_BESIDE_EVICTION = at_most("find beside an eviction in slices, p99 over alone", 1.5)

@@ -119,8 +119,8 @@ class TableUpkeep(TableBase):
         dry_run
             Select, and remove nothing.
         max_seconds
-            End the scan after this time; the next bounded call resumes there. The one call whose
-            result is not reproducible.
+            End after this time, removal included; the next bounded call resumes there. The one
+            call whose result is not reproducible.
         return_rows
             Give the removed rows (those selected, in a dry run) in the report.
 

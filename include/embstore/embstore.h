@@ -193,7 +193,7 @@ typedef struct es_evict_report {
   uint64_t n_scanned;
   uint64_t n_selected; /* matched the predicate and were not pinned */
   uint64_t n_evicted;
-  uint64_t is_complete; /* 0: max_seconds ended the scan; the next call resumes there */
+  uint64_t is_complete; /* 0: max_seconds ended the call; the next one resumes there */
 } es_evict_report;
 
 typedef struct es_plan_report {
