@@ -312,8 +312,9 @@ class ReferenceTable(Upkeep):
         n_new = int((at < 0).sum())
         if self.max_rows is not None and n_new > self.max_rows - len(self):
             raise CapacityError("full")
-        state.step = max([state.step, *rows.step.tolist()])
-        self._advance_base(state.step)
+        latest = max(rows.step.tolist(), default=0)
+        self._advance_base(latest)
+        state.step = max(state.step, latest)
         state.n_steps_clamped += int((rows.step < state.step_base).sum())
         at[at < 0] = self._born(rows.keys[at < 0], 0, 0)
         self.store.values[at], self.store.slots[at] = rows.values, rows.slots

@@ -227,7 +227,7 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
 inline void Table::import(const int64_t* keys, uint64_t n, const void* values, const float* slots, const uint32_t* freq,
                           const int64_t* step) {
   Writer writer(*this);
-  int64_t latest = state_.step;
+  int64_t latest = step == nullptr ? state_.step : 0;  // of the rows
   for (uint64_t i = 0; step != nullptr && i < n; ++i) {
     require(step[i] >= 0, "import: a step is negative");
     latest = std::max(latest, step[i]);
@@ -255,7 +255,7 @@ inline void Table::import(const int64_t* keys, uint64_t n, const void* values, c
     log_.note_written(ticket.rows[u]);
   }
   publish_rows(ticket);
-  state_.step = latest;
+  state_.step = std::max(state_.step, latest);
 }
 
 // Row number i of what is imported.

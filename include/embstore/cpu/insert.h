@@ -24,6 +24,7 @@ inline HeldTicket Table::find_or_insert(const Parts& parts, int64_t given_step, 
   decide(*ticket, admit_always);
   const Room room = make_room(*ticket);
   reserve_for(*ticket, room);
+  reserve_pooling(parts);
   commit_insert(*ticket, room, step);
   uint64_t first = 0;
   for (const es_part& part : parts) {
@@ -331,6 +332,13 @@ inline void Table::reserve_for(Ticket& ticket, const Room& room) {
   births_.reserve(room.n_rows, config_.c.dim + 4 + format().n_slots);
   log_.reserve(rows().n_ids() + n_more, room.victims.size());
   plan_removal(room.victims, config_.c.collect_evicted != 0);
+}
+
+inline void Table::reserve_pooling(const Parts& parts) {
+  uint64_t n_most = 0;
+  for (const es_part& part : parts)
+    if (part.offsets != nullptr && part.rows != nullptr) n_most = std::max(n_most, part.n);
+  if (n_most > 0) pooling_.reserve(n_most, config_.c.dim);
 }
 
 // ---- committing

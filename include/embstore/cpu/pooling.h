@@ -36,13 +36,18 @@ inline uint64_t first_bag_of(const es_part& part, uint32_t thread, uint32_t n_th
 // Pools rows where they lie. Belongs to one writer, which nobody may write beside.
 class Pooling {
  public:
-  // row_of(i) is where the row of the part's key i lies, in the format's dtype.
+  // Room for parts of up to n keys.
+  void reserve(uint64_t n, uint32_t dim) {
+    n_threads_ = n_parts_for(n);
+    rows_.resize(n);
+    scratch_.resize(n_threads_ * pool_scratch_floats(dim));
+  }
+
+  // After reserve() it cannot fail. row_of(i) is where the row of the part's key i lies, in the format's dtype.
   template <class RowOf>
   void run(const Kernels& kernels, const RowFormat& format, const es_part& part, const RowOf& row_of) {
     const uint64_t n_floats = pool_scratch_floats(format.dim);
-    const uint32_t n_threads = n_parts_for(part.n);
-    rows_.resize(part.n);
-    scratch_.resize(n_threads * n_floats);
+    const uint32_t n_threads = std::min(n_threads_, n_parts_for(part.n));
     for_ranges(part.n, [&](uint32_t, uint64_t first, uint64_t end) {
       for (uint64_t i = first; i < end; ++i) rows_[i] = row_of(i);
     });
@@ -55,6 +60,7 @@ class Pooling {
   uint64_t bytes() const { return rows_.bytes() + scratch_.bytes(); }
 
  private:
+  uint32_t n_threads_ = 1;
   Scratch<const void*> rows_;
   Scratch<float> scratch_;
 };

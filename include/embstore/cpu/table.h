@@ -141,6 +141,7 @@ class Table {
   Room count_needs(const Ticket& ticket) const;
   std::vector<Victim> choose_victims(const Ticket& ticket, uint64_t target) const;
   void reserve_for(Ticket& ticket, const Room& room);
+  void reserve_pooling(const Parts& parts);
   void commit_insert(Ticket& ticket, const Room& room, int64_t step);
   void touch_hits(const Ticket& ticket);
   void make_rows(Ticket& ticket, uint32_t step);
@@ -295,8 +296,9 @@ inline void Table::find_part(const es_part& part, es_missing missing) const {
   Scratch<float> rows;
   rows.resize(part.n * dim);
   find(part.keys, part.n, rows.data(), Dtype::kF32, missing, nullptr, nullptr, nullptr);
-  Pooling().run(kernels_, RowFormat{dim, Dtype::kF32, false, 0}, part,
-                [&](uint64_t i) { return rows.data() + i * dim; });
+  Pooling pooling;
+  pooling.reserve(part.n, dim);
+  pooling.run(kernels_, RowFormat{dim, Dtype::kF32, false, 0}, part, [&](uint64_t i) { return rows.data() + i * dim; });
 }
 
 inline void Table::clear() {
