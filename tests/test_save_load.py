@@ -163,3 +163,13 @@ def test_a_save_is_one_moment_beside_writers(tmp_path):
                 assert len(a) == len(b) == 1  # no row of another step
                 assert a[0] - b[0] in (0, 1)
                 assert (saved["a"].step, saved["b"].step) == (a[0], b[0])
+
+
+def test_a_step_far_beyond_the_rows_loads(tmp_path):
+    """An eviction moves the table's step, and not the base that the steps of rows are kept by."""
+    table = es.Table(2)
+    table.find_or_insert(np.array([7]), step=3)
+    table.evict(es.StepEviction(0), step=2**40, max_rows=0)
+    table.save(tmp_path / "far")
+    loaded = es.Table.load(tmp_path / "far")
+    assert (loaded.step, loaded.find(np.array([7]), with_meta=True).step.tolist()) == (2**40, [3])
