@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-core test-emulator test-adapters test-installs lint format bench sanitize torture wheel clean help
+.PHONY: demo test test-core test-emulator test-adapters test-installs lint format bench bench-peers bench-accounting sanitize torture wheel clean help
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -44,8 +44,16 @@ format: $(VENV)/.extra-lint  ## write the sources as `make lint` wants them
 	$(BIN)/ruff format .
 	find include src tests bench -type f -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null | xargs $(BIN)/clang-format -i
 
-bench: $(VENV)/.built  ## benchmarks, printed as ratios; make bench ARGS="lookup --quick"; needs the extra 'bench' for torch
+bench: $(VENV)/.extra-bench $(VENV)/.built  ## benchmarks, printed as ratios (10 minutes, 12 GB); make bench ARGS="lookup --quick"
 	$(BIN)/python -m bench $(ARGS)
+
+bench-peers: $(VENV)/.extra-bench $(VENV)/.built  ## build the environments of TFRA and FBGEMM (4 GB), and measure beside them
+	$(BIN)/python -m bench.peers
+	$(BIN)/python -m bench peers $(ARGS)
+
+bench-accounting: $(VENV)/.extra-bench $(VENV)/.built  ## what keeping freq and step costs: a second build without it, in turn with ours
+	CXXFLAGS="$(CXXFLAGS) -DEMB_BENCH_NO_ACCOUNTING" $(BIN)/python setup.py --quiet build --build-lib build/without-accounting
+	$(BIN)/python -m bench accounting $(ARGS)
 
 sanitize: $(VENV)/.extra-test  ## test-core under SANITIZE=address,undefined (the default) or SANITIZE=thread
 	PATH="$(abspath $(BIN)):$$PATH" .ci/sanitize $(SANITIZE)

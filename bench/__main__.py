@@ -9,10 +9,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import machine, results
-from bench.report import case_lines, figure_lines, target_lines
-from bench.worker import Worker, peers_of
+from bench.report import case_lines, closing_lines, figure_lines
+from bench.twins import twins_of
+from bench.worker import Worker
 
-CONCEPTS = ("lookup", "train", "memory", "growth", "scan")
+CONCEPTS = (
+    "lookup",
+    "train",
+    "pooled",
+    "many",
+    "memory",
+    "growth",
+    "scan",
+    "checkpoint",
+    "accounting",
+    "peers",
+)
 
 
 def arguments(argv):
@@ -21,7 +33,7 @@ def arguments(argv):
     parser.add_argument("names", nargs="*", metavar="names", help=f"of {', '.join(CONCEPTS)} (all)")
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument("--quick", action="store_true", help="seconds, tiny tables: does it run?")
-    scale.add_argument("--full", action="store_true", help="10 M rows, as the targets say")
+    scale.add_argument("--small", action="store_true", help="1 M rows, for two builds in turn")
     parser.add_argument("--seed", type=int, default=0, help="of keys and tables (0)")
     parser.add_argument(
         "--out", type=Path, help="folder of the JSON (bench/results; --quick: none)"
@@ -42,7 +54,7 @@ def arguments(argv):
     for label, folder in found.builds.items():
         if not (Path(folder) / "embstore").is_dir():
             parser.error(f"--against {label}: there is no package embstore in {folder!r}")
-    found.scale = "quick" if found.quick else "full" if found.full else "default"
+    found.scale = "quick" if found.quick else "small" if found.small else "default"
     return found
 
 
@@ -57,8 +69,8 @@ def run_concept(name, options, facts):
     date = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
     with ExitStack() as stack:
         workers = {k: stack.enter_context(Worker(v)) for k, v in options.builds.items()}
-        peers = peers_of(workers, module.__name__, options.scale, options.seed)
-        cases, figures = module.measure(options.scale, options.seed, report_case, peers)
+        twins = twins_of(workers, module.__name__, options.scale, options.seed)
+        cases, figures = module.measure(options.scale, options.seed, report_case, twins)
     return results.Run(
         concept=name,
         date=date,
@@ -86,7 +98,7 @@ def main(argv=None):
         print(f"\n=== {run.concept}: figures")
         print("\n".join(figure_lines(run.figures)))
     print("\n=== targets")
-    print("\n".join(target_lines([figure for run in runs for figure in run.figures])))
+    print("\n".join(closing_lines(runs, machine.lacks())))
     print()
     for warning in machine.warnings(facts):
         print(warning)

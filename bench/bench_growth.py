@@ -20,8 +20,8 @@ from bench.stats import quantile
 SCALES = {
     "tiny": Scale(n_rows=2000, batch=256),
     "quick": Scale(n_rows=40_960, batch=4096),
-    "default": Scale(n_rows=5_000_000, batch=4096),
-    "full": Scale(n_rows=20_000_000, batch=4096),
+    "small": Scale(n_rows=5_000_000, batch=4096),
+    "default": Scale(n_rows=20_000_000, batch=4096),
 }
 RESERVED, GROWING = "inserts, reserved", "inserts, growing"
 TAILS = (("p99", 0.99), ("p99.9", 0.999), ("max", 1.0))
@@ -100,21 +100,28 @@ def tails(times_ns):
 
 
 def figures_of(results):
-    """Return a figure for each contender and tail: median and range of the repetitions."""
+    """Return the median of each contender, and its tails: median and range of the repetitions."""
     axes = {name: value for name, value in results[0].axes.items() if name != "repetition"}
     figures = []
     for i, contender in enumerate(results[0].contenders):
-        found = [tails(result.contenders[i].times_ns) for result in results]
+        times = [result.contenders[i].times_ns for result in results]
+        medians_us = [float(np.median(t)) / 1e3 for t in times]
+        figures.append(over_repetitions(f"{contender.name}: p50", axes, medians_us, "us"))
         for name, _ in TAILS:
-            values = [tail[name] for tail in found]
-            target = TARGETS.get((contender.name, name))
-            value, low, high = float(np.median(values)), min(values), max(values)
+            values = [tails(t)[name] for t in times]
             title = f"{contender.name}: {name} over the median"
-            figures.append(Figure(title, axes, value, low, high, "x", target))
+            target = TARGETS.get((contender.name, name))
+            figures.append(over_repetitions(title, axes, values, "x", target))
     return figures
 
 
-def measure(scale, seed, report, peers=None):
+def over_repetitions(name, axes, values, unit, target=None):
+    """Return a figure whose range is that of the repetitions."""
+    value = float(np.median(values))
+    return Figure(name, axes, value, min(values), max(values), unit, target)
+
+
+def measure(scale, seed, report, twins=None):
     """Run all repetitions; return their results, and the figures over all of them."""
-    results, _ = harness.measure(cases(scale, seed), report, peers)
+    results, _ = harness.measure(cases(scale, seed), report, twins)
     return results, figures_of(results)

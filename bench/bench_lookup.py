@@ -6,26 +6,24 @@ aligned buffer, the others into fresh memory.
 """
 
 import os
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-import embstore as es
 from bench import harness, targets
-from bench.harness import Absolute, Case, Contender, Ratio, Scale, product
-from bench.keys import draw_batches, key_of
+from bench.harness import Absolute, Case, Contender, Ratio, Scale, axes_of, product
+from bench.keys import key_of
 from bench.machine import has_module
-from bench.raw_gather import RawGather, compiler, huge_empty, huge_share
+from bench.raw_gather import RawGather, compiler, huge_share
+from bench.workspace import Setup, row_numbers
 
-FILL_ROWS = 1 << 18  # rows of one call while a table is filled
 SCALES = {
     "tiny": Scale(n_rows=2000, batch=256, rounds=2),
     "quick": Scale(n_rows=20_000, batch=4096, rounds=5),
-    "default": Scale(n_rows=1_000_000, batch=131_072, rounds=31),
-    "full": Scale(n_rows=10_000_000, batch=131_072, rounds=31),
+    "small": Scale(n_rows=1_000_000, batch=131_072, rounds=31),
+    "default": Scale(n_rows=10_000_000, batch=131_072, rounds=31),
 }
-LOAD_RESERVED = 0.5  # reserve(n) makes an index in which n rows have this load
+LOADS_ROWS = 2_000_000  # of the tables of several loads
+ONE_KEY_ROWS = 1_000_000
 
 OURS, OURS_FRESH = "embstore find out=", "embstore find"
 TORCH, TORCH_FRESH = "torch.index_select out=", "torch.index_select"
@@ -35,91 +33,10 @@ OURS_2, RAW_2 = "embstore find out=, 2 threads", "raw gather, 2 threads"
 DICT = "dict of rows, copied"
 
 
-@dataclass(frozen=True)
-class Setup:
-    """The tables of some cases: all hold the same rows, row i holding the number i."""
-
-    n_rows: int
-    dim: int
-    load: float
-    seed: int
-
-    def build(self):
-        return Workspace(self)
-
-
-class Workspace:
-    """Tables, tensors and buffers, each made when the first contender asks for it."""
-
-    def __init__(self, setup):
-        self.setup = setup
-        self.notes = {}
-        self._batches = (None, None)
-        self._out = {}
-
-    def batches(self, case):
-        """Return the batches of a case; those of one case at a time are kept."""
-        asked = (tuple(sorted(case.axes.items())), case.n_batches)
-        if self._batches[0] != asked:
-            self._batches = (asked, draw_batches(case.axes, case.n_batches, self.setup.seed))
-        return self._batches[1]
-
-    def out(self, batch):
-        """Return the (batch, dim) float32 buffer that all contenders write into."""
-        if batch not in self._out:
-            self._out = {batch: aligned_empty((batch, self.setup.dim))}
-        return self._out[batch]
-
-    def fill(self, rows):
-        """Write the number of each row into all its values; return `rows`."""
-        for start in range(0, len(rows), FILL_ROWS):
-            rows[start : start + FILL_ROWS] = row_numbers(start, len(rows))[:, None]
-        return rows
-
-    @cached_property
-    def table(self):
-        """The table under test, its index at the load of the setup, without optimizer state."""
-        setup = self.setup
-        table = es.Table(setup.dim, hash_seed=setup.seed, seed=setup.seed)
-        table.reserve(int(np.ceil(setup.n_rows * LOAD_RESERVED / setup.load)))
-        for start in range(0, setup.n_rows, FILL_ROWS):
-            numbers = row_numbers(start, setup.n_rows)
-            rows = np.repeat(numbers[:, None], setup.dim, axis=1)
-            table.assign(key_of(np.arange(start, start + len(rows)), setup.seed), rows)
-        return table
-
-    @cached_property
-    def static(self):
-        """A torch tensor in the memory that torch itself allocates."""
-        import torch
-
-        tensor = torch.empty(self.setup.n_rows, self.setup.dim)
-        self.fill(tensor.numpy())
-        return tensor
-
-    @cached_property
-    def huge(self):
-        """The same rows as an array on huge pages."""
-        return self.fill(huge_empty((self.setup.n_rows, self.setup.dim)))
-
-
-def row_numbers(start, n_rows):
-    """Return the numbers of the rows from `start` that one fill takes, float32: exact to 2**24."""
-    return (np.arange(start, min(start + FILL_ROWS, n_rows)) % (1 << 24)).astype(np.float32)
-
-
-def aligned_empty(shape, alignment=64):
-    """Return a float32 array that begins at a cache line."""
-    n_bytes = int(np.prod(shape)) * 4
-    memory = np.empty(n_bytes + alignment, np.uint8)
-    start = -memory.ctypes.data % alignment
-    return memory[start : start + n_bytes].view(np.float32).reshape(shape)
-
-
 def build_ours(is_fresh):
     def build(space, case):
         table, keys = space.table, list(space.batches(case).keys)
-        space.notes["load_measured"] = round(table.stats()["load_factor"], 4)
+        space.note_load()
         if is_fresh:
             return lambda turn: table.find(keys[turn % len(keys)])
         out = space.out(case.axes["batch"])
@@ -181,7 +98,7 @@ def check_same_rows(space, case, calls):
     batches = space.batches(case)
     row_ids, keys = batches.row_ids[0], batches.keys[0]
     has_row = keys == key_of(row_ids, space.setup.seed)
-    wanted = (row_ids % (1 << 24)).astype(np.float32)[:, None]
+    wanted = row_numbers(row_ids)[:, None]
     for name, call in calls.items():
         result = call(0)
         if result is None:  # a contender in another process
@@ -211,69 +128,53 @@ def contenders():
     return into, fresh
 
 
-def find_case(axes, seed, rounds, name="find"):
-    dim = axes["dim"]
-    into, _ = contenders()
+def lookup_case(name, axes, size, contenders, figures, **more):
+    """Return a case over the rows that its axes name."""
+    return Case(
+        name=name,
+        axes=axes,
+        setup=Setup(axes["n_rows"], axes["dim"], more.get("seed", 0), axes["load"]),
+        contenders=tuple(contenders),
+        figures=figures,
+        rounds=size.rounds,
+        **{"check": check_same_rows, "n_batches": 64} | more,
+    )
+
+
+def find_case(axes, size, seed):
+    """Return the case of reads into one buffer."""
+    dim, into = axes["dim"], contenders()[0]
     has_target = axes["hit_rate"] == 1.0 and axes["distribution"] == "uniform"
-    ratios = (
+    figures = (
         Ratio(OURS, TORCH, targets.FIND_TORCH.get(dim) if has_target else None),
         Ratio(OURS, TORCH_HUGE),
         Ratio(OURS, RAW, targets.FIND_RAW.get(dim) if has_target else None),
         Ratio(OURS, RAW_STREAM),
         Ratio(OURS, TAKE),
     )
-    return Case(
-        name=name,
-        axes=axes,
-        setup=Setup(axes["n_rows"], dim, axes["load"], seed),
-        contenders=tuple(into),
-        figures=ratios,
-        check=check_same_rows,
-        n_batches=64,
-        rounds=rounds,
-        seed=seed,
-    )
+    return lookup_case("find", axes, size, into, figures, seed=seed)
 
 
-def fresh_case(axes, seed, rounds):
+def fresh_case(axes, size, seed):
     """Return the case of outputs in fresh memory, which page faults dominate."""
     into, fresh = contenders()
-    target = targets.FIND_FRESH.get(axes["dim"])
-    return Case(
-        name="find fresh",
-        axes=axes,
-        setup=Setup(axes["n_rows"], axes["dim"], axes["load"], seed),
-        contenders=(*fresh, into[0]),
-        figures=(
-            Ratio(OURS_FRESH, TORCH_FRESH, target),
-            Ratio(OURS_FRESH, TORCH_EMBEDDING),
-            Ratio(OURS, TORCH_FRESH),
-        ),
-        check=check_same_rows,
-        n_batches=64,
-        rounds=rounds,
-        seed=seed,
+    figures = (
+        Ratio(OURS_FRESH, TORCH_FRESH, targets.FIND_FRESH.get(axes["dim"])),
+        Ratio(OURS_FRESH, TORCH_EMBEDDING),
+        Ratio(OURS, TORCH_FRESH),
     )
+    return lookup_case("find fresh", axes, size, (*fresh, into[0]), figures, seed=seed)
 
 
-def threads_case(axes, seed, rounds):
+def threads_case(axes, size, seed):
     """Return the case of two threads, beside the scaling of the raw gather itself."""
-    into, _ = contenders()
+    into = contenders()[0]
     two = [Contender(OURS_2, build_ours(False), threads=2, is_ours=True)]
     if compiler():
         two += [c for c in into if c.name == RAW]
         two.append(Contender(RAW_2, build_raw(n_threads=2), threads=2))
-    return Case(
-        name="find, 2 threads",
-        axes=axes,
-        setup=Setup(axes["n_rows"], axes["dim"], axes["load"], seed),
-        contenders=(into[0], *two),
-        figures=(Ratio(OURS_2, OURS, targets.FIND_THREADS), Ratio(RAW_2, RAW)),
-        check=check_same_rows,
-        n_batches=64,
-        rounds=rounds,
-        seed=seed,
-    )
+    figures = (Ratio(OURS_2, OURS, targets.FIND_THREADS), Ratio(RAW_2, RAW))
+    return lookup_case("find, 2 threads", axes, size, (into[0], *two), figures, seed=seed)
 
 
 ONE_KEY_CALLS = 1000
@@ -324,45 +225,45 @@ def one_dict(space, batches, out):
     return copy, asked
 
 
-def one_key_case(axes, seed, rounds):
+def one_key_case(axes, size, seed):
     """Return the case of the latency of a call with one key."""
-    found = [
-        Contender(OURS, build_one(one_find), n_calls=ONE_KEY_CALLS, is_ours=True),
-        Contender(OURS_FRESH, build_one(one_find_fresh), n_calls=ONE_KEY_CALLS, is_ours=True),
-        Contender(DICT, build_one(one_dict), n_calls=ONE_KEY_CALLS),
-    ]
+    makers = {OURS: one_find, OURS_FRESH: one_find_fresh, DICT: one_dict}
     if has_module("torch"):
-        found.append(Contender(TORCH, build_one(one_select), n_calls=ONE_KEY_CALLS))
-    return Case(
-        name="find one key",
-        axes=axes,
-        setup=Setup(axes["n_rows"], axes["dim"], axes["load"], seed),
-        contenders=tuple(found),
-        figures=(Absolute(OURS, "us", 1e3, targets.FIND_ONE_US), Ratio(OURS, TORCH)),
-        n_batches=ONE_KEY_CALLS * 64,
-        rounds=rounds,
-        seed=seed,
+        makers[TORCH] = one_select
+    found = [
+        Contender(name, build_one(make), n_calls=ONE_KEY_CALLS, is_ours=name in (OURS, OURS_FRESH))
+        for name, make in makers.items()
+    ]
+    figures = (
+        Absolute(OURS, "us", 1e3, targets.FIND_ONE_US),
+        Ratio(OURS, TORCH),
+        Ratio(OURS, DICT),
     )
+    more = {"check": None, "n_batches": ONE_KEY_CALLS * 64, "seed": seed}
+    return lookup_case("find one key", axes, size, found, figures, **more)
 
 
 def cases(scale, seed=0):
     """Yield the cases of a name in SCALES."""
     size = SCALES[scale]
-    common = {"n_rows": size.n_rows, "batch": size.batch, "load": 0.7, "hit_rate": 1.0}
+    common = {"batch": size.batch, "load": 0.7, "hit_rate": 1.0}
+    common |= {"n_rows": size.n_rows, "threads": 1, "distribution": "uniform"}
     for dim in (64, 16):
-        for axes in product(dim=dim, distribution=("uniform", "zipf"), threads=1, **common):
-            yield find_case(axes, seed, size.rounds)
-        (axes,) = product(dim=dim, distribution="uniform", threads=1, **common)
-        if scale == "full":
-            yield find_case(axes | {"hit_rate": 0.5}, seed, size.rounds)
-        yield fresh_case(axes, seed, size.rounds)
+        axes = axes_of(dim=dim, **common)
+        yield find_case(axes, size, seed)
+        yield find_case(axes | {"distribution": "zipf"}, size, seed)
+        for hit_rate in (0.5, 0.0):
+            yield find_case(axes | {"hit_rate": hit_rate}, size, seed)
+        yield fresh_case(axes, size, seed)
         if len(os.sched_getaffinity(0)) > 1:
-            yield threads_case(axes | {"threads": 2}, seed, size.rounds)
-    one = common | {"n_rows": min(size.n_rows, 1_000_000), "batch": 1}
-    (axes,) = product(dim=16, distribution="uniform", threads=1, **one)
-    yield one_key_case(axes, seed, size.rounds)
+            yield threads_case(axes | {"threads": 2}, size, seed)
+    fewer = {"n_rows": min(size.n_rows, LOADS_ROWS)}
+    for axes in product(**common | {"dim": 16, "load": (0.35, 0.5, 0.7)} | fewer):
+        yield find_case(axes, size, seed)
+    one = {"dim": 16, "batch": 1, "n_rows": min(size.n_rows, ONE_KEY_ROWS)}
+    yield one_key_case(axes_of(**common | one), size, seed)
 
 
-def measure(scale, seed, report, peers=None):
+def measure(scale, seed, report, twins=None):
     """Run the cases of a scale; return their results and figures."""
-    return harness.measure(cases(scale, seed), report, peers)
+    return harness.measure(cases(scale, seed), report, twins)

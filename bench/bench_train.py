@@ -6,111 +6,26 @@ small copy of each learns from the same batches and the rows are compared. All k
 """
 
 import os
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-import embstore as es
 from bench import harness, targets
-from bench.bench_lookup import aligned_empty
 from bench.harness import Case, Contender, Ratio, Scale, product
 from bench.keys import draw_batches, key_of
 from bench.machine import has_module
+from bench.workspace import Setup, aligned_empty, filled_table, gradients, torch_twin
 
 SCALES = {
     "tiny": Scale(n_rows=2000, batch=256, rounds=2),
     "quick": Scale(n_rows=20_000, batch=4096, rounds=5),
-    "default": Scale(n_rows=1_000_000, batch=131_072, rounds=15),
-    "full": Scale(n_rows=10_000_000, batch=131_072, rounds=15),
+    "small": Scale(n_rows=1_000_000, batch=131_072, rounds=15),
+    "default": Scale(n_rows=4_000_000, batch=131_072, rounds=15),
 }
-FILL_ROWS = 1 << 17  # rows of one call while a table is filled
-LEARNING_RATE = 0.05
+CHECK_ROWS, CHECK_BATCH = 1000, 512
 
 OURS, OURS_OUT = "embstore step", "embstore step, out="
 OURS_FORWARD = "embstore find_or_insert alone"
 OURS_2, TORCH, TORCH_2 = "embstore step, 2 threads", "torch step", "torch step, 2 threads"
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The models of some cases, each with `n_rows` rows."""
-
-    n_rows: int
-    dim: int
-    seed: int
-
-    def build(self):
-        return Workspace(self)
-
-
-class Workspace:
-    """The models, made when the first contender asks for them, and what all of them read."""
-
-    def __init__(self, setup):
-        self.setup = setup
-        self.notes = {}
-        self.step = 0
-        self._batches = (None, None)
-        self._grads = {}
-
-    def batches(self, case):
-        """Return the batches of a case; those of one case at a time are kept."""
-        asked = (tuple(sorted(case.axes.items())), case.n_batches)
-        if self._batches[0] != asked:
-            self._batches = (asked, draw_batches(case.axes, case.n_batches, self.setup.seed))
-            row_ids = self._batches[1].row_ids
-            unique = [len(np.unique(ids)) / len(ids) for ids in row_ids[:4]]
-            self.unique_share = round(float(np.mean(unique)), 4)
-        self.notes["unique_share"] = self.unique_share
-        return self._batches[1]
-
-    def grads(self, batch):
-        """Return (batch, dim) gradients, the same for all."""
-        if batch not in self._grads:
-            rng = np.random.default_rng(self.setup.seed)
-            grads = rng.standard_normal((batch, self.setup.dim), np.float32) * np.float32(0.01)
-            self._grads = {batch: grads}
-        return self._grads[batch]
-
-    @cached_property
-    def table(self):
-        return filled_table(self.setup)
-
-    @cached_property
-    def torch_model(self):
-        """The torch module and its optimizer, which all torch contenders share."""
-        return torch_twin(np.full((self.setup.n_rows, self.setup.dim), 0.01, np.float32))
-
-    def next_step(self):
-        self.step += 1
-        return self.step
-
-
-def filled_table(setup):
-    """Return a table with Adagrad in which every row of the setup is born."""
-    table = es.Table(
-        setup.dim,
-        optimizer=es.Adagrad(lr=LEARNING_RATE),
-        seed=setup.seed,
-        hash_seed=setup.seed,
-    )
-    table.reserve(setup.n_rows)
-    out = np.empty((FILL_ROWS, setup.dim), np.float32)
-    for start in range(0, setup.n_rows, FILL_ROWS):
-        keys = key_of(np.arange(start, min(start + FILL_ROWS, setup.n_rows)), setup.seed)
-        table.find_or_insert(keys, step=0, out=out[: len(keys)]).close()
-    return table
-
-
-def torch_twin(values):
-    """Return a sparse nn.Embedding of these values, and its Adagrad."""
-    import torch
-
-    torch.sparse.check_sparse_tensor_invariants.disable()  # its default, said aloud: no warning
-    weight = torch.from_numpy(values)
-    module = torch.nn.Embedding.from_pretrained(weight, freeze=False, sparse=True)
-    return module, torch.optim.Adagrad(module.parameters(), lr=LEARNING_RATE)
 
 
 def torch_step(module, optimizer, row_ids, grads):
@@ -124,7 +39,8 @@ def build_ours(with_out=False, with_update=True):
         table, keys = space.table, list(space.batches(case).keys)
         grads = space.grads(case.axes["batch"])
         out = aligned_empty(grads.shape) if with_out else None
-        space.notes["load_measured"] = round(table.stats()["load_factor"], 4)
+        space.note_load()
+        space.note_unique(case)
 
         def call(turn):
             step = space.next_step()
@@ -146,30 +62,58 @@ def build_torch(space, case):
     return lambda turn: torch_step(module, optimizer, row_ids[turn % len(row_ids)], grads)
 
 
+def small_problem(case, seed):
+    """Return (setup, batches, gradients) of a few steps that two engines can be compared by."""
+    setup = Setup(CHECK_ROWS, case.axes["dim"], seed, is_trained=True)
+    axes = dict(case.axes) | {"n_rows": setup.n_rows, "batch": CHECK_BATCH}
+    return setup, draw_batches(axes, 3, seed), gradients(CHECK_BATCH, setup.dim, seed)
+
+
+def learned(setup, batches, grads, **options):
+    """Return the rows of a table, in the order of their row ids, that has learned from batches."""
+    table = filled_table(setup, **options)
+    for step, keys in enumerate(batches.keys):
+        with table.find_or_insert(keys, step=step) as batch:
+            table.apply_gradients(batch, grads, step=step)
+    return table.find(key_of(np.arange(setup.n_rows), setup.seed))
+
+
+def raise_unless_alike(case, ours, theirs):
+    """Raise unless two models hold the same rows, but for the order of their sums."""
+    if not np.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
+        worst = np.abs(ours - theirs).max()
+        raise AssertionError(f"{case.name}: the two models learn differently, by {worst:g}")
+
+
 def check_same_learning(space, case, calls):
     """Raise unless a small copy of each model learns the same from the same batches."""
     if not has_module("torch"):
         return
     import torch
 
-    setup = Setup(n_rows=1000, dim=space.setup.dim, seed=space.setup.seed)
-    axes = dict(case.axes) | {"n_rows": setup.n_rows, "batch": 512}
-    batches = draw_batches(axes, 3, setup.seed)
-    grads = np.random.default_rng(1).standard_normal((512, setup.dim), np.float32)
-    table = filled_table(setup)
-    all_keys = key_of(np.arange(setup.n_rows), setup.seed)
-    module, optimizer = torch_twin(table.find(all_keys))
-    for step, (row_ids, keys) in enumerate(zip(batches.row_ids, batches.keys, strict=True)):
-        with table.find_or_insert(keys, step=step) as batch:
-            table.apply_gradients(batch, grads, step=step)
+    setup, batches, grads = small_problem(case, space.setup.seed)
+    module, optimizer = torch_twin(setup.build().static)
+    for row_ids in batches.row_ids:
         torch_step(module, optimizer, torch.from_numpy(row_ids), torch.from_numpy(grads))
-    ours, theirs = table.find(all_keys), module.weight.detach().numpy()
-    if not np.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
-        worst = np.abs(ours - theirs).max()
-        raise AssertionError(f"{case.name}: the two models learn differently, by {worst:g}")
+    raise_unless_alike(case, learned(setup, batches, grads), module.weight.detach().numpy())
 
 
-def step_case(axes, seed, rounds):
+def train_case(name, axes, size, contenders, figures, seed, **more):
+    """Return a case that trains the rows which its axes name."""
+    return Case(
+        name=name,
+        axes=axes,
+        setup=Setup(axes["n_rows"], axes["dim"], seed, is_trained=True),
+        contenders=tuple(contenders),
+        figures=figures,
+        n_batches=32,
+        rounds=size.rounds,
+        seed=seed,
+        **more,
+    )
+
+
+def step_case(axes, size, seed):
     found = [
         Contender(OURS, build_ours(), is_ours=True),
         Contender(OURS_OUT, build_ours(with_out=True), is_ours=True),
@@ -178,50 +122,34 @@ def step_case(axes, seed, rounds):
     if has_module("torch"):
         found.append(Contender(TORCH, build_torch))
     target = targets.TRAIN_TORCH.get((axes["distribution"], axes["dim"]))
-    return Case(
-        name="train step",
-        axes=axes,
-        setup=Setup(axes["n_rows"], axes["dim"], seed),
-        contenders=tuple(found),
-        figures=(Ratio(OURS, TORCH, target), Ratio(OURS_OUT, TORCH)),
-        check=check_same_learning,
-        n_batches=32,
-        rounds=rounds,
-        seed=seed,
-    )
+    figures = (Ratio(OURS, TORCH, target), Ratio(OURS_OUT, TORCH))
+    more = {"check": check_same_learning}
+    return train_case("train step", axes, size, found, figures, seed, **more)
 
 
-def threads_case(axes, seed, rounds):
+def threads_case(axes, size, seed):
     found = [
         Contender(OURS, build_ours(), is_ours=True),
         Contender(OURS_2, build_ours(), threads=2, is_ours=True),
     ]
     if has_module("torch"):
         found.append(Contender(TORCH_2, build_torch, threads=2))
-    return Case(
-        name="train step, 2 threads",
-        axes=axes,
-        setup=Setup(axes["n_rows"], axes["dim"], seed),
-        contenders=tuple(found),
-        figures=(Ratio(OURS_2, OURS, targets.TRAIN_THREADS), Ratio(OURS_2, TORCH_2)),
-        n_batches=32,
-        rounds=rounds,
-        seed=seed,
-    )
+    figures = (Ratio(OURS_2, OURS, targets.TRAIN_THREADS), Ratio(OURS_2, TORCH_2))
+    return train_case("train step, 2 threads", axes, size, found, figures, seed)
 
 
 def cases(scale, seed=0):
     """Yield the cases of a name in SCALES."""
     size = SCALES[scale]
-    common = {"n_rows": size.n_rows, "batch": size.batch}
+    choices = {"distribution": ("uniform", "zipf"), "n_rows": size.n_rows, "batch": size.batch}
     for dim in (64, 16):
-        for axes in product(dim=dim, distribution=("uniform", "zipf"), threads=1, **common):
-            yield step_case(axes, seed, size.rounds)
+        for axes in product(dim=dim, threads=1, **choices):
+            yield step_case(axes, size, seed)
         if len(os.sched_getaffinity(0)) > 1:
-            for axes in product(dim=dim, distribution=("uniform", "zipf"), threads=2, **common):
-                yield threads_case(axes, seed, size.rounds)
+            for axes in product(dim=dim, threads=2, **choices):
+                yield threads_case(axes, size, seed)
 
 
-def measure(scale, seed, report, peers=None):
+def measure(scale, seed, report, twins=None):
     """Run the cases of a scale; return their results and figures."""
-    return harness.measure(cases(scale, seed), report, peers)
+    return harness.measure(cases(scale, seed), report, twins)

@@ -56,7 +56,7 @@ def figure_rows(a, b, axes):
         if before is None:
             continue
         ranges = [(f.value, f.low, f.high) for f in (before, figure)]
-        values = [shown_value(f, f.value) for f in (before, figure)]
+        values = [shown_value(f.value, f.unit) for f in (before, figure)]
         yield (figure.name, *values, f"{figure.value / before.value:.3f}", change(*ranges))
 
 

@@ -27,17 +27,20 @@ AXES = {
     "threads": "threads of the library under test",
     "load": "keys per cell of the index",
     "hit_rate": "share of the keys that have a row",
+    "bag": "ids of a bag, drawn uniformly from this range",
+    "pooling": "how the rows of a bag become one: sum or mean",
+    "features": "features of a call, which share its keys",
     "repetition": "number of a run that cannot be repeated on the same table",
 }
 LEAST_ROUNDS = 5
 
 
 def axes_of(**axes):
-    """Return the axes of a case; a name that AXES does not hold is a ValueError."""
+    """Return the axes of a case in the order of AXES; an unknown name is a ValueError."""
     unknown = sorted(set(axes) - set(AXES))
     if unknown:
         raise ValueError(f"unknown axes {unknown}; the known ones are {sorted(AXES)}")
-    return axes
+    return {name: axes[name] for name in AXES if name in axes}
 
 
 def product(**choices):
@@ -123,17 +126,16 @@ class Lane:
     offset: int
     times_ns: list[int] = field(default_factory=list)
 
-    def sample(self, turn):
+    def sample_ns(self, turn):
         """Time one call; after a change of the number of threads one more comes first, untimed."""
         remote = getattr(self.call, "sample_ns", None)
         if remote is not None:
-            self.times_ns.append(remote(self.offset + turn))
-            return
+            return remote(self.offset + turn)
         if set_threads(self.contender.threads):
             self.call(self.offset + turn - 1)
         start = time.perf_counter_ns()
         self.call(self.offset + turn)
-        self.times_ns.append(time.perf_counter_ns() - start)
+        return time.perf_counter_ns() - start
 
 
 _threads: list[tuple[int, bool]] = []  # the number that set_threads has set, and whether for torch
@@ -151,9 +153,9 @@ def set_threads(n_threads):
     return True
 
 
-def run_case(case, workspace, peers=()):
-    """Run a case and return its `CaseResult`; `peers` are contenders beside its own."""
-    contenders = (*case.contenders, *peers)
+def run_case(case, workspace, twins=()):
+    """Run a case and return its `CaseResult`; `twins` are contenders beside its own."""
+    contenders = (*case.contenders, *twins)
     stride = case.n_batches // len(contenders)
     lanes = []
     workspace.notes = {}
@@ -190,16 +192,16 @@ def run_rounds(case, lanes):
                 break
             rng.shuffle(order)
             for lane in order:
-                lane.sample(turn)
+                lane.times_ns.append(lane.sample_ns(turn))
     finally:
         gc.enable()
 
 
-def figures_of(case, result, peers=()):
-    """Return the figures that a case asks for, and those of each peer against its twin."""
+def figures_of(case, result, twins=()):
+    """Return the figures that a case asks for, and those of each twin against its contender."""
     samples = {c.name: [t / c.n_calls for t in c.times_ns] for c in result.contenders}
     figures = []
-    for asked in (*case.figures, *(Ratio(peer.name, peer.twin) for peer in peers)):
+    for asked in (*case.figures, *(Ratio(twin.name, twin.twin) for twin in twins)):
         if asked.of not in samples or getattr(asked, "over", asked.of) not in samples:
             continue
         if isinstance(asked, Ratio):
@@ -225,10 +227,10 @@ def figure_of(name, axes, values, unit, target=None):
     )
 
 
-def measure(cases, report, peers=None):
+def measure(cases, report, twins=None):
     """Run cases in their order; return their results and figures.
 
-    `report(result, figures)` is told of each case as it ends. `peers(case, index)` may give more
+    `report(result, figures)` is told of each case as it ends. `twins(case, index)` may give more
     contenders for a case.
     """
     setup, workspace = None, None
@@ -238,7 +240,7 @@ def measure(cases, report, peers=None):
             workspace = None
             gc.collect()
             setup, workspace = case.setup, case.setup.build()
-        extra = peers(case, i) if peers else ()
+        extra = twins(case, i) if twins else ()
         result = run_case(case, workspace, extra)
         found = figures_of(case, result, extra)
         results.append(result)

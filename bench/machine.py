@@ -11,10 +11,12 @@ import numpy as np
 
 import embstore as es
 from bench import raw_gather
+from bench.peers import FBGEMM, TFRA
 
 ROOT = Path(__file__).resolve().parent.parent
 THP = Path("/sys/kernel/mm/transparent_hugepage")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+WITHOUT_ACCOUNTING = ROOT / "build" / "without-accounting"  # another build; make bench-accounting
 ENVIRONMENT = ("EMBSTORE_CPU", "EMBSTORE_NUM_THREADS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 HARDWARE = ("cpu_model", "n_cores", "caches", "memory_gib")
 
@@ -105,6 +107,19 @@ def facts():
     return {"id": hashlib.sha256(hardware.encode()).hexdigest()[:8], **found}
 
 
+def lacks():
+    """Return why each thing that a benchmark may need cannot be had here; empty where it can."""
+    is_alone = len(os.sched_getaffinity(0)) < 2
+    return {
+        "torch": "" if has_module("torch") else "torch is not installed",
+        "compiler": "" if raw_gather.compiler() else "there is no C compiler",
+        "two cores": "there is one core only" if is_alone else "",
+        "accounting": "" if WITHOUT_ACCOUNTING.exists() else "not built: make bench-accounting",
+        "fbgemm": FBGEMM.why_not(),
+        "tfra": TFRA.why_not(),
+    }
+
+
 def warnings(found):
     """Yield what makes figures of this machine doubtful, and what was left out."""
     load = found["load_average"][0]
@@ -112,10 +127,9 @@ def warnings(found):
         yield f"WARNING: other work ran on this machine (load {load:.1f}): the figures are noise"
     if found["huge_pages"].get("enabled") == "never":
         yield "WARNING: huge pages are switched off: rows and index lie on small pages"
-    if not found["torch"]:
-        yield "SKIPPED: every ratio to torch: torch is not installed"
-    if not found["compiler"]:
-        yield "SKIPPED: every ratio to the raw gather: there is no C compiler"
+    for name, why in lacks().items():
+        if why:
+            yield f"SKIPPED: what needs {name}: {why}"
 
 
 def has_module(name):

@@ -1,5 +1,7 @@
 """What a run prints: each case as a table of times, and all figures with targets and verdicts."""
 
+from bench import targets
+
 LARGE = ("n_rows", "batch")
 PLACE = ("n_rows", "dim", "distribution")
 
@@ -18,18 +20,15 @@ def shown_ns(ns):
     return f"{ns:.3g} ns"
 
 
-def shown_value(figure, value):
-    """Return a figure's number with its unit."""
+def shown_value(value, unit):
+    """Return a number with its unit."""
     digits = f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
-    return f"{digits}{figure.unit}" if figure.unit in ("x", "%") else f"{digits} {figure.unit}"
+    return f"{digits}{unit}" if unit in ("x", "%") else f"{digits} {unit}"
 
 
-def shown_target(figure):
-    """Return the bound of a figure's target; empty without one."""
-    if figure.target is None:
-        return ""
-    sign = ">=" if figure.target.is_at_least else "<="
-    return f"{sign} {shown_value(figure, figure.target.bound)}"
+def shown_target(target, unit):
+    """Return the bound of a target."""
+    return f"{'>=' if target.is_at_least else '<='} {shown_value(target.bound, unit)}"
 
 
 def aligned(rows):
@@ -67,23 +66,43 @@ def figure_lines(figures):
         rows = [("", "value", "p10 .. p90")]
         for figure in figures:
             if tuple(figure.axes.items()) == axes:
-                value = shown_value(figure, figure.value)
+                value = shown_value(figure.value, figure.unit)
                 rows.append((figure.name, value, shown_spread(figure)))
         yield from (f"  {line}" for line in aligned(rows))
 
 
-def target_lines(figures):
-    """Yield the figures that have a target: its bound, the verdict, and the axes it is meant at."""
-    rows = [("target", "bound", "figure", "p10 .. p90", "verdict")]
-    places = [""]
-    for figure in figures:
-        if figure.target is None:
-            continue
-        value = shown_value(figure, figure.value)
-        row = (shown_target(figure), value, shown_spread(figure), figure.verdict())
-        rows.append((figure.target.name, *row))
-        here = {name: figure.axes[name] for name in PLACE if name in figure.axes}
-        others = figure.elsewhere()
-        meant = f"; the target is meant at {shown_axes(others)}" if others else ""
-        places.append(f"  at {shown_axes(here)}{meant}")
-    return [line + place for line, place in zip(aligned(rows), places, strict=True)]
+def target_row(figure):
+    """Return a figure's line of the closing table, and where it was measured."""
+    value = shown_value(figure.value, figure.unit)
+    bound = shown_target(figure.target, figure.unit)
+    row = (figure.target.name, bound, value, shown_spread(figure), figure.verdict())
+    here = {name: figure.axes[name] for name in PLACE if name in figure.axes}
+    others = figure.elsewhere()
+    meant = f"; the target is meant at {shown_axes(others)}" if others else ""
+    return row, f"  at {shown_axes(here)}{meant}"
+
+
+def missing_row(row, concepts, lacks):
+    """Return the line of a target that no figure has, and why."""
+    is_asked = row.concept in concepts
+    why = "no figure" if is_asked else f"not asked for: python -m bench {row.concept}"
+    bound = shown_target(row.target, row.unit)
+    return (row.target.name, bound, "-", "", "not measured"), f"  {lacks.get(row.needs) or why}"
+
+
+def closing_lines(runs, lacks):
+    """Yield every target in the order of `targets.ROWS`: bound, figure, verdict and where.
+
+    A target that no run has measured is there too, with the reason; `lacks` is machine.lacks().
+    """
+    figures = [f for run in runs for f in run.figures if f.target is not None]
+    concepts = {run.concept for run in runs}
+    found = []
+    for row in targets.ROWS:
+        own = [f for f in figures if f.target.name == row.target.name]
+        figures = [f for f in figures if f.target.name != row.target.name]
+        found += [target_row(f) for f in own] or [missing_row(row, concepts, lacks)]
+    found += [target_row(f) for f in figures]
+    rows = [("target", "bound", "figure", "p10 .. p90", "verdict"), *(row for row, _ in found)]
+    places = ["", *(place for _, place in found)]
+    yield from (line + place for line, place in zip(aligned(rows), places, strict=True))

@@ -67,7 +67,6 @@ def paired_ratios(reference, ours):
 def verdict(target, value, low, high):
     """Return what `target` says of a figure with the range from `low` to `high`."""
     distance = abs(value / target.bound - 1.0) * 100
-    side = "below" if value < target.bound else "above"
-    text = "meets" if target.is_met_by(value) else f"{side} by {distance:.0f} %"
+    text = "meets" if target.is_met_by(value) else f"misses by {distance:.0f} %"
     is_unsure = target.is_met_by(low) != target.is_met_by(high)
     return f"{text} (within the spread)" if is_unsure else text

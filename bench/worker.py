@@ -1,39 +1,49 @@
-"""A second process that runs parts of a benchmark, with this build of embstore or with another.
+"""A second process that runs parts of a benchmark, with another build or another Python.
 
 It takes lines of JSON on stdin and answers with lines of JSON on stdout. So contenders of another
-build, or of an environment of its own, take turns with those of this process; they are timed where
-they run, and the way through the pipe is not counted.
+build (twins.py), or of an environment of its own (peers.py), take turns with those of this process;
+they are timed where they run, and the way through the pipe is not counted.
 """
 
+import gc
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import embstore as es
-
 ROOT = Path(__file__).resolve().parent.parent
-THIS_BUILD = Path(es.__file__).resolve().parent.parent
+
+
+def this_build():
+    """Return the folder that holds the package embstore which this process would import."""
+    return Path(importlib.util.find_spec("embstore").origin).resolve().parent.parent
+
+
+def peer_worker(peer):
+    """Return a worker in the environment of a `Peer`; what the peer says goes to its log."""
+    with open(peer.folder / "log.txt", "w") as log:
+        return Worker(python=peer.python, environment=peer.environment, stderr=log)
 
 
 class Worker:
     """A child process; `ask` calls a function of one of its modules and returns what it returns.
 
-    `build` is the folder in which the child finds the package embstore.
+    `build` is a folder in which the child finds the package embstore before all others.
     """
 
-    def __init__(self, build=THIS_BUILD, python=sys.executable):
-        path = os.pathsep.join([str(Path(build).resolve()), str(ROOT)])
+    def __init__(self, build=None, python=sys.executable, environment=(), stderr=None):
+        path = os.pathsep.join([*([str(Path(build).resolve())] if build else []), str(ROOT)])
         self._child = subprocess.Popen(
-            [python, "-m", "bench.worker"],
+            [str(python), "-m", "bench.worker"],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+            env=os.environ | dict(environment) | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
 
@@ -59,86 +69,64 @@ class Worker:
         self.close()
 
 
-class Host:
-    """The side of the child: the one contender at a time that it holds, and its workspace."""
+class RemoteCall:
+    """A call that another process makes and times: what module.function(*arguments) returns there.
 
-    def __init__(self):
-        self._setup = None
-        self._workspace = None
-        self._calls = {}
-
-    def begin(self, module, scale, seed, i_case, name):
-        """Build a contender of case number `i_case`; return nothing."""
-        from bench.harness import set_threads
-
-        cases = importlib.import_module(module).cases(scale, seed)
-        case = next(case for i, case in enumerate(cases) if i == i_case)
-        contender = next(c for c in case.contenders if c.name == name)
-        if self._setup != case.setup:
-            self._calls, self._workspace = {}, None
-            self._setup, self._workspace = case.setup, case.setup.build()
-        set_threads(contender.threads)
-        self._calls = {k: v for k, v in self._calls.items() if k[0] == i_case}
-        self._calls[i_case, name] = (contender, contender.build(self._workspace, case))
-
-    def sample(self, i_case, name, turn):
-        """Return the nanoseconds of one call of a contender."""
-        from bench.harness import set_threads
-
-        contender, call = self._calls[i_case, name]
-        if set_threads(contender.threads):
-            call(turn - 1)
-        start = time.perf_counter_ns()
-        call(turn)
-        return time.perf_counter_ns() - start
-
-
-HOST = Host()
-
-
-def peers_of(workers, module, scale, seed):
-    """Return a function of (case, i_case) that gives our contenders as run by each of `workers`.
-
-    `workers` is a dict from the label of a build to its `Worker`.
+    The child keeps the calls of one `place`, a number or text for a case of ours, at a time.
     """
 
-    def remote(contender, i_case, label, worker):
-        def build(workspace, case):
-            worker.ask("bench.worker", "HOST.begin", module, scale, seed, i_case, contender.name)
-            return RemoteCall(worker, i_case, contender.name)
-
-        name = f"{contender.name} [{label}]"
-        return replace(contender, name=name, build=build, twin=contender.name)
-
-    def peers(case, i_case):
-        ours = [c for c in case.contenders if c.is_ours]
-        return [remote(c, i_case, *item) for item in workers.items() for c in ours]
-
-    return peers
-
-
-class RemoteCall:
-    """A call that another process runs and times."""
-
-    def __init__(self, worker, i_case, name):
+    def __init__(self, worker, place, name, module, function, *arguments):
         self._worker = worker
-        self._asked = (i_case, name)
+        self._asked = (place, name)
+        worker.ask("bench.worker", "begin", place, name, module, function, arguments)
 
     def __call__(self, turn):
         self.sample_ns(turn)
 
     def sample_ns(self, turn):
-        return self._worker.ask("bench.worker", "HOST.sample", *self._asked, turn)
+        return self._worker.ask("bench.worker", "sample", *self._asked, turn)
+
+
+_calls = {}  # of the child: the calls it holds, by (place, name), all of one place
+
+
+def begin(place, name, module, function, arguments):
+    """Make a call and keep it; those of another place are forgotten first."""
+    if any(kept != place for kept, _ in _calls):
+        _calls.clear()
+        gc.collect()
+    _calls[place, name] = attribute(module, function)(*arguments)
+
+
+def sample(place, name, turn):
+    """Return the nanoseconds of one call."""
+    call = _calls[place, name]
+    if hasattr(call, "sample_ns"):
+        return call.sample_ns(turn)
+    start = time.perf_counter_ns()
+    call(turn)
+    return time.perf_counter_ns() - start
+
+
+def resident_bytes():
+    """Return the memory of this process that is in use."""
+    n_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return n_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def attribute(module, path):
+    """Return what a module holds under a name, or under names joined by dots."""
+    found = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
 
 
 def answer(line):
     """Return the answer to one line: {"result": ...} or {"error": ...}."""
     module, function, arguments = json.loads(line)
     try:
-        found = importlib.import_module(module)
-        for name in function.split("."):
-            found = getattr(found, name)
-        return {"result": found(*arguments)}
+        return {"result": attribute(module, function)(*arguments)}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
@@ -146,9 +134,11 @@ def answer(line):
 def serve():
     """Answer lines until stdin ends; what a module prints goes to stderr."""
     answers, sys.stdout = sys.stdout, sys.stderr
+    gc.disable()
     for line in sys.stdin:
         print(json.dumps(answer(line)), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    serve()
+    # Under its own name, so that what asks for bench.worker meets this module and not a second one.
+    importlib.import_module("bench.worker").serve()

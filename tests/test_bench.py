@@ -14,20 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 from bench import __main__ as program  # noqa: E402
-from bench import (  # noqa: E402
-    bench_growth,
-    bench_lookup,
-    bench_train,
-    compare,
-    harness,
-    keys,
-    machine,
-    raw_gather,
-    results,
-    stats,
-    worker,
-)
-from bench.report import aligned, case_lines, figure_lines, shown_ns, target_lines  # noqa: E402
+from bench import compare, harness, keys, machine, results, stats, targets  # noqa: E402
+from bench.report import aligned, case_lines, closing_lines, figure_lines, shown_ns  # noqa: E402
 from bench.stats import Target  # noqa: E402
 
 AXES = {"n_rows": 1000, "dim": 4, "batch": 8, "distribution": "uniform", "hit_rate": 1.0}
@@ -122,11 +110,11 @@ def test_ratios_are_paired_by_round():
     [
         (True, 1.5, 1.4, 1.6, "meets"),
         (True, 1.0, 1.0, 1.0, "meets"),
-        (True, 0.9, 0.8, 0.95, "below by 10 %"),
-        (True, 0.9, 0.8, 1.1, "below by 10 % (within the spread)"),
+        (True, 0.9, 0.8, 0.95, "misses by 10 %"),
+        (True, 0.9, 0.8, 1.1, "misses by 10 % (within the spread)"),
         (True, 1.1, 0.9, 1.2, "meets (within the spread)"),
         (False, 0.9, 0.8, 0.95, "meets"),
-        (False, 1.2, 1.1, 1.3, "above by 20 %"),
+        (False, 1.2, 1.1, 1.3, "misses by 20 %"),
     ],
 )
 def test_a_verdict_says_how_far_the_bound_is(is_at_least, value, low, high, text):
@@ -302,10 +290,15 @@ def test_the_facts_name_no_machine_and_no_path():
         assert facts[name], name
     for secret in (socket.gethostname(), str(ROOT), str(Path.home()), sys.prefix):
         assert len(secret) < 4 or secret not in text
-    quiet = {"load_average": [0.0], "torch": "2", "compiler": "cc", "huge_pages": {}}
-    assert list(machine.warnings(facts | quiet)) == []
-    busy = {"load_average": [3.0], "torch": "", "compiler": "", "huge_pages": {"enabled": "never"}}
-    assert len(list(machine.warnings(facts | busy))) == 4
+
+
+def test_a_busy_machine_and_what_it_lacks_are_told(monkeypatch):
+    monkeypatch.setattr(machine, "lacks", lambda: {"torch": "", "tfra": ""})
+    assert list(machine.warnings({"load_average": [0.0], "huge_pages": {}})) == []
+    monkeypatch.setattr(machine, "lacks", lambda: {"torch": "not installed", "tfra": ""})
+    busy = {"load_average": [3.0], "huge_pages": {"enabled": "never"}}
+    assert len(list(machine.warnings(busy))) == 3
+    assert set(machine.lacks()) == {"torch", "tfra"}
 
 
 def test_a_report_shows_every_part():
@@ -314,13 +307,38 @@ def test_a_report_shows_every_part():
     assert "find: n_rows=5 batch=10, 5 rounds" in text
     assert "100 ns" in text
     assert "10.00x" in text
-    (_, line) = target_lines(run.figures)
-    assert "meets" in line
-    assert "meant at" not in line
-    elsewhere = replace(run.figures[0], axes={"n_rows": 6})
-    assert "the target is meant at n_rows=5" in list(target_lines([elsewhere]))[1]
     assert list(aligned([("a", "b"), ("long", "1")])) == ["a     b", "long  1"]
     assert [shown_ns(x) for x in (9.5, 1500, 2e6, 3e9)] == ["9.5 ns", "1.5 us", "2 ms", "3 s"]
+
+
+def test_the_closing_table_has_every_target_measured_or_not():
+    measured, other = targets.ROWS[0].target, Target("of tomorrow", 1.0, True, {})
+    figure = run_of(100.0).figures[0]
+    run = run_of(100.0)
+    run = replace(run, figures=[replace(figure, target=target) for target in (measured, other)])
+    lines = list(closing_lines([run], {"tfra": "not built", "torch": ""}))
+    assert len(lines) == 1 + len(targets.ROWS) + 1
+    (line,) = (x for x in lines if x.startswith(measured.name))
+    assert "10.00x" in line
+    assert "meets" in line
+    assert "the target is meant at dim=64 n_rows=10,000,000" in line
+    assert lines[-1].startswith("of tomorrow")
+    (tfra,) = (x for x in lines if x.startswith(targets.FIND_TFRA.name))
+    assert "not measured  not built" in tfra
+    (growth,) = (x for x in lines if x.startswith(targets.GROWTH_MAX.name))
+    assert "not asked for: python -m bench growth" in growth
+    (raw,) = (x for x in lines if x.startswith(targets.FIND_RAW[64].name))
+    assert "no figure" in raw
+
+
+def test_every_target_has_its_row_and_every_row_a_benchmark():
+    named = [value for value in vars(targets).values() if isinstance(value, Target | dict)]
+    named = [t for v in named for t in (v.values() if isinstance(v, dict) else [v])]
+    found = [row.target for row in targets.ROWS]
+    assert [t for t in named if isinstance(t, Target) and t not in found] == []
+    assert len({target.name for target in found}) == len(found)
+    assert {row.concept for row in targets.ROWS} <= set(program.CONCEPTS)
+    assert {row.needs for row in targets.ROWS} - {""} <= set(machine.lacks())
 
 
 # ---- compare
@@ -358,123 +376,3 @@ def test_compare_needs_something_in_common(tmp_path, capsys):
         compare.main([str(a), str(b)])
     assert "nothing in common" in capsys.readouterr().err
     assert sorted(compare.runs_in(tmp_path)) == ["lookup", "train"]
-
-
-# ---- the benchmarks themselves, at sizes at which their figures mean nothing
-
-
-def names_of(result):
-    return {contender.name for contender in result.contenders}
-
-
-def test_lookup_runs_and_all_contenders_give_the_same_rows():
-    found, figures = bench_lookup.measure("tiny", 0, lambda *_: None)
-    assert {"find", "find fresh", "find one key"} <= {result.name for result in found}
-    assert all(bench_lookup.OURS in names_of(result) for result in found)
-    assert all(np.isfinite(figure.value) and figure.value > 0 for figure in figures)
-    (one,) = (result for result in found if result.name == "find one key")
-    assert {c.n_calls for c in one.contenders} == {bench_lookup.ONE_KEY_CALLS}
-
-
-def test_lookup_notices_wrong_rows():
-    case = next(bench_lookup.cases("tiny"))
-    space = case.setup.build()
-    wrong = np.zeros((case.axes["batch"], case.axes["dim"]), np.float32)
-    with pytest.raises(AssertionError, match="does not give the rows"):
-        bench_lookup.check_same_rows(space, case, {"embstore find": lambda turn: wrong})
-
-
-def test_train_runs_with_torch_where_it_is_installed():
-    found, _ = bench_train.measure("tiny", 0, lambda *_: None)
-    assert {"uniform", "zipf"} == {result.axes["distribution"] for result in found}
-    has_torch = any(bench_train.TORCH in names_of(result) for result in found)
-    assert has_torch == machine.has_module("torch")
-
-
-def test_train_notices_another_optimizer(monkeypatch):
-    pytest.importorskip("torch", reason="torch is not installed")
-    case = next(bench_train.cases("tiny"))
-    monkeypatch.setattr(bench_train, "LEARNING_RATE", 0.05)
-    bench_train.check_same_learning(case.setup.build(), case, {})
-    monkeypatch.setattr(bench_train, "torch_step", lambda *arguments: None)
-    with pytest.raises(AssertionError, match="learn differently"):
-        bench_train.check_same_learning(case.setup.build(), case, {})
-
-
-def test_growth_runs_every_batch_once_on_both_tables():
-    (result,), figures = bench_growth.measure("tiny", 0, lambda *_: None)
-    assert [len(c.times_ns) for c in result.contenders] == [8, 8]
-    assert len(figures) == 6
-    assert sum(figure.target is not None for figure in figures) == 2
-    assert bench_growth.tails([1, 1, 1, 5])["max"] == 5.0
-
-
-@pytest.mark.unsanitized
-def test_memory_runs_through_the_command_line(tmp_path, capsys):
-    assert program.main(["--quick", "--out", str(tmp_path), "memory"]) == 0
-    text = capsys.readouterr().out
-    assert "index + meta a live row at load 0.7" in text
-    (path,) = tmp_path.glob("*.json")
-    run = results.read(path)
-    assert (run.concept, run.scale) == ("memory", "quick")
-    by_name = {figure.name: figure.value for figure in run.figures if figure.axes["dim"] == 16}
-    full, grown, most = (
-        by_name[f"index + meta a live row, {when}"]
-        for when in ("at its load", "right after growth", "most while growing")
-    )
-    assert 28.0 < full < most
-    assert 28.0 < grown < most
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["speed"], "there is no benchmark 'speed'"),
-        (["--quick", "--full"], "not allowed with"),
-        (["--against", "other=nowhere"], "no package embstore in 'nowhere'"),
-    ],
-)
-def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        program.main(arguments)
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.unsanitized
-@pytest.mark.parametrize("dim", [1, 3, 16, 64, 100])
-def test_the_raw_gather_copies_the_rows(dim):
-    if raw_gather.compiler() is None:
-        pytest.skip("there is no C compiler")
-    rows = raw_gather.huge_empty((500, dim))
-    rows[:] = np.random.default_rng(0).random((500, dim), np.float32)
-    row_ids = np.random.default_rng(1).integers(0, 500, 300)
-    share = raw_gather.huge_share(rows)
-    assert share is None or 0.0 <= share <= 1.0
-    for n_threads, is_streaming in ((1, False), (1, True), (3, False), (2, True)):
-        gather = raw_gather.RawGather(rows, n_threads, is_streaming)
-        out = bench_lookup.aligned_empty((300, dim))
-        assert gather.tune([row_ids], out, n_tries=1) in raw_gather.DISTANCES
-        for n in (300, 2, 0):
-            out[:] = -1.0
-            gather(row_ids[:n], out)
-            assert np.array_equal(out[:n], rows[row_ids[:n]])
-            assert np.all(out[n:] == -1.0)
-
-
-@pytest.mark.unsanitized
-def test_another_build_takes_turns_in_its_own_process():
-    with worker.Worker() as child:
-        peers = worker.peers_of({"same": child}, "bench.bench_growth", "tiny", 0)
-        case = next(bench_growth.cases("tiny"))
-        extra = peers(case, 0)
-        result = harness.run_case(case, case.setup.build(), extra)
-        names = [contender.name for contender in case.contenders]
-        assert [c.name for c in result.contenders] == [*names, *(f"{n} [same]" for n in names)]
-        assert {len(c.times_ns) for c in result.contenders} == {8}
-        figures = harness.figures_of(case, result, extra)
-        assert [figure.name for figure in figures] == [
-            f"growth: {name} [same] against {name}" for name in names
-        ]
-        with pytest.raises(RuntimeError, match="ModuleNotFoundError"):
-            child.ask("bench.nowhere", "nothing")
-        assert child.ask("bench.bench_memory", "resident_bytes") > 0

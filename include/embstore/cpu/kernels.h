@@ -156,6 +156,12 @@ EMB_FN void prefetch_row_to_write(void* row, uint32_t n_bytes) {
 
 EMB_CONST uint64_t kPrefetchRows = 24;
 
+#ifdef EMB_BENCH_NO_ACCOUNTING  // an experiment: what the bookkeeping of freq and step costs
+EMB_CONST bool kHasAccounting = false;
+#else
+EMB_CONST bool kHasAccounting = true;
+#endif
+
 #if defined(__SSE2__) && !EMB_TSAN
 // Both at multiples of 16 bytes.
 EMB_FN void stream_row(char* out, const void* row, uint32_t n_bytes) {
@@ -335,6 +341,7 @@ EMB_FN Meta* meta_of(const Slab& meta, uint32_t row) { return reinterpret_cast<M
 EMB_FN void touch_rows(const Slab& meta, const uint32_t* rows, const uint8_t* status, const uint32_t* occurrences,
                        uint64_t n) {
   constexpr uint64_t kAhead = 32;
+  if (!kHasAccounting) return;
   for (uint64_t u = 0; u < n; ++u) {
     if (u + kAhead < n && status[u + kAhead] == 0) __builtin_prefetch(meta_of(meta, rows[u + kAhead]), 1);
     if (status[u] != 0) continue;
@@ -436,7 +443,7 @@ EMB_FN void store_row(const RowFormat& f, const float* w, void* out) {
 
 // A meta record's step and freq are one 64-bit word to readers.
 EMB_FN void raise_step(Meta* meta, uint32_t step) {
-  if (meta->step < step) __atomic_store_n(&meta->step, step, __ATOMIC_RELAXED);
+  if (kHasAccounting && meta->step < step) __atomic_store_n(&meta->step, step, __ATOMIC_RELAXED);
 }
 
 EMB_FN void update_one(const UpdateContext& c, uint32_t row, const float* grad) {
@@ -479,7 +486,7 @@ EMB_FN void update_rows(const UpdateContext& c, const uint32_t* uniques, uint64_
       prefetch_row_to_write(slab_row(c.values, row), n_bytes);
       if (slot_bytes > 0) prefetch_row_to_write(slab_row(c.slots, row), slot_bytes);
       prefetch_row(c.grads[next], c.format.dim * 4);
-      __builtin_prefetch(meta_of(c.meta, row), 1);
+      if (kHasAccounting) __builtin_prefetch(meta_of(c.meta, row), 1);
     }
     update_one(c, c.rows[uniques[i]], c.grads[uniques[i]]);
   }

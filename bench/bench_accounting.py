@@ -1,0 +1,78 @@
+"""What keeping each row's freq and step costs a training step.
+
+`make bench-accounting` builds the library a second time with EMB_BENCH_NO_ACCOUNTING, which leaves
+that bookkeeping out. Both builds run in processes of their own and take turns.
+"""
+
+from contextlib import ExitStack
+
+from bench import harness, targets
+from bench.bench_train import OURS, SCALES, step_case
+from bench.harness import Case, Contender, Ratio, product
+from bench.machine import WITHOUT_ACCOUNTING
+from bench.worker import RemoteCall, Worker, this_build
+
+WITH, WITHOUT = "step with accounting", "step without"
+
+
+def build_remote(worker, scale, seed, i_case):
+    """Return a builder of our training step as another process runs it."""
+
+    def build(workspace, case):
+        asked = (__name__, scale, seed, i_case, OURS)
+        return RemoteCall(worker, i_case, OURS, "bench.twins", "lane", *asked)
+
+    return build
+
+
+class Nothing:
+    """The setup of cases whose tables lie in other processes."""
+
+    def build(self):
+        return self
+
+
+NOTHING = Nothing()
+
+
+def cases(scale, seed=0):
+    """Yield the training steps that both processes run."""
+    size = SCALES[scale]
+    for axes in product(
+        dim=(64, 16),
+        distribution=("uniform", "zipf"),
+        n_rows=size.n_rows,
+        batch=size.batch,
+        threads=1,
+    ):
+        yield step_case(axes, size, seed)
+
+
+def paired(scale, seed, workers):
+    """Yield each step as a case of two processes: `workers` has one for each name."""
+    for i_case, case in enumerate(cases(scale, seed)):
+        found = [
+            Contender(name, build_remote(worker, scale, seed, i_case))
+            for name, worker in workers.items()
+        ]
+        yield Case(
+            name="accounting",
+            axes=case.axes,
+            setup=NOTHING,
+            contenders=tuple(found),
+            figures=(Ratio(WITHOUT, WITH, targets.ACCOUNTING),),
+            n_batches=case.n_batches,
+            rounds=2 * case.rounds,
+            seed=seed,
+        )
+
+
+def measure(scale, seed, report, twins=None):
+    """Run both builds where the second one is there; say so where it is not."""
+    if not WITHOUT_ACCOUNTING.exists():
+        print("SKIPPED: accounting: make bench-accounting builds the library without it")
+        return [], []
+    builds = {WITH: this_build(), WITHOUT: WITHOUT_ACCOUNTING}
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(build)) for name, build in builds.items()}
+        return harness.measure(paired(scale, seed, workers), report)
