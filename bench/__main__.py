@@ -38,6 +38,11 @@ def arguments(argv):
     parser.add_argument(
         "--out", type=Path, help="folder of the JSON (bench/results; --quick: none)"
     )
+    parser.add_argument(
+        "--show",
+        action="store_true",
+        help="run nothing: the targets by the results in --out",
+    )
     parser.add_argument("--label", default="", help="name of this run, ends its file name")
     parser.add_argument(
         "--against",
@@ -86,6 +91,10 @@ def run_concept(name, options, facts):
 def main(argv=None):
     """Run what the command line names, print it, and write it to files."""
     options = arguments(argv)
+    if options.show:
+        runs = results.latest(options.out or results.FOLDER)
+        print("\n".join(closing_lines(runs.values(), machine.lacks())))
+        return 0
     facts = machine.facts()
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     runs = []

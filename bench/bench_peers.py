@@ -28,23 +28,35 @@ from bench.workspace import LEARNING_RATE, Setup, row_numbers
 SCALES = {
     "tiny": Scale(n_rows=2000, batch=256, rounds=5),
     "quick": Scale(n_rows=20_000, batch=4096, rounds=5),
-    "small": Scale(n_rows=1_000_000, batch=131_072, rounds=9),
-    "default": Scale(n_rows=4_000_000, batch=131_072, rounds=9),
+    "small": Scale(n_rows=1_000_000, batch=131_072, rounds=15),
+    "default": Scale(n_rows=4_000_000, batch=131_072, rounds=15),
 }
 N_WARMUPS = 2
-INSERT = "embstore assign of new keys"
+ASSIGN, INSERT = "embstore assign of new keys", "embstore find_or_insert of new keys"
 # How each peer's Adagrad begins, where it is not our default.
 ADAGRAD = {TFRA.name: {"initial_accumulator": 0.1, "eps": 1e-7}, FBGEMM.name: {}}
 
 
-def build_insert(space, case):
-    """Return the birth of a batch of rows with given values, in a table with room for all."""
-    n_keys, batch = case.n_batches * case.axes["batch"], case.axes["batch"]
-    table = es.Table(space.setup.dim, hash_seed=case.seed)
-    table.reserve(n_keys)
-    parts = np.split(key_of(np.arange(n_keys), case.seed), case.n_batches)
-    rows = np.full((batch, space.setup.dim), 0.01, np.float32)
-    return lambda turn: table.assign(parts[turn % len(parts)], rows)
+def build_new(call):
+    """Return a builder of the birth of a batch of rows, in a table with room for all."""
+
+    def build(space, case):
+        n_keys, batch = case.n_batches * case.axes["batch"], case.axes["batch"]
+        table = es.Table(space.setup.dim, hash_seed=case.seed)
+        table.reserve(n_keys)
+        parts = np.split(key_of(np.arange(n_keys), case.seed), case.n_batches)
+        rows = np.full((batch, space.setup.dim), 0.01, np.float32)
+        return lambda turn: call(table, parts[turn % len(parts)], rows)
+
+    return build
+
+
+def assign(table, keys, rows):
+    table.assign(keys, rows)
+
+
+def insert(table, keys, rows):
+    table.find_or_insert(keys, step=0, out=rows).close()
 
 
 def build_remote(peer, worker, kind):
@@ -101,8 +113,8 @@ def cases(scale, seed, workers):
         n_rows=size.n_rows, dim=64, batch=size.batch, distribution="uniform", threads=1
     )
     zipf = uniform | {"distribution": "zipf"}
-    finds = {FIND: build_find(True), FIND_OUT: build_find(False)}
-    steps, inserts = {STEP: build_step()}, {INSERT: build_insert}
+    finds = {FIND_OUT: build_find(False), FIND: build_find(True)}
+    steps, inserts = {STEP: build_step()}, {ASSIGN: build_new(assign), INSERT: build_new(insert)}
     for peer in PEERS:
         if peer.name not in workers:
             continue

@@ -6,22 +6,12 @@ from p10 to p90 do not touch; all else is noise, and so is much that is not: see
 
 import argparse
 import sys
-from pathlib import Path
 
 from bench import results
 from bench.report import aligned, shown_axes, shown_ns, shown_value
 
 # What may differ between two runs of one machine without making their times incomparable.
 FREE_FACTS = {"commit", "has_changes", "embstore", "library_sha256", "load_average"}
-
-
-def runs_in(path):
-    """Return the runs of a file or folder; of several of one concept in a folder, the latest."""
-    path = Path(path)
-    if path.is_file():
-        return {run.concept: run for run in [results.read(path)]}
-    runs = [results.read(file) for file in sorted(path.glob("*.json"))]
-    return {run.concept: run for run in sorted(runs, key=lambda run: run.date)}
 
 
 def change(a, b):
@@ -98,7 +88,7 @@ def main(argv=None):
     parser.add_argument("a", metavar="A", help="a result, or a folder of results")
     parser.add_argument("b", metavar="B", help="the other")
     options = parser.parse_args(argv)
-    a, b = runs_in(options.a), runs_in(options.b)
+    a, b = results.latest(options.a), results.latest(options.b)
     common = [concept for concept in a if concept in b]
     if not common:
         parser.error(f"nothing in common: A holds {sorted(a)}, B holds {sorted(b)}")

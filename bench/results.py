@@ -151,3 +151,10 @@ def write(run, folder=FOLDER):
 def read(path):
     """Return the `Run` in a file."""
     return from_json(json.loads(Path(path).read_text()), Path(path).name)
+
+
+def latest(path):
+    """Return the runs in a file or folder by concept; of several in a folder, the latest."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(path.glob("*.json"))
+    return {run.concept: run for run in sorted(map(read, files), key=lambda run: run.date)}

@@ -66,7 +66,12 @@ def paired_ratios(reference, ours):
 
 def verdict(target, value, low, high):
     """Return what `target` says of a figure with the range from `low` to `high`."""
-    distance = abs(value / target.bound - 1.0) * 100
-    text = "meets" if target.is_met_by(value) else f"misses by {distance:.0f} %"
     is_unsure = target.is_met_by(low) != target.is_met_by(high)
+    share = value / target.bound
+    if target.is_met_by(value):
+        text = "meets"
+    elif share < 2:
+        text = f"misses by {abs(share - 1) * 100:.0f} %"
+    else:
+        text = f"misses, {share:.1f} times the bound"
     return f"{text} (within the spread)" if is_unsure else text

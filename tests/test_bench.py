@@ -115,6 +115,7 @@ def test_ratios_are_paired_by_round():
         (True, 1.1, 0.9, 1.2, "meets (within the spread)"),
         (False, 0.9, 0.8, 0.95, "meets"),
         (False, 1.2, 1.1, 1.3, "misses by 20 %"),
+        (False, 17.0, 16.0, 18.0, "misses, 17.0 times the bound"),
     ],
 )
 def test_a_verdict_says_how_far_the_bound_is(is_at_least, value, low, high, text):
@@ -375,4 +376,4 @@ def test_compare_needs_something_in_common(tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare.main([str(a), str(b)])
     assert "nothing in common" in capsys.readouterr().err
-    assert sorted(compare.runs_in(tmp_path)) == ["lookup", "train"]
+    assert sorted(results.latest(tmp_path)) == ["lookup", "train"]
