@@ -141,10 +141,10 @@ def lookup_case(name, axes, size, contenders, figures, **more):
     )
 
 
-def find_case(axes, size, seed, name="find"):
+def find_case(axes, size, seed):
     """Return the case of reads into one buffer."""
     dim, into = axes["dim"], contenders()[0]
-    has_target = name == "find" and axes["distribution"] == "uniform"
+    has_target = axes["distribution"] == "uniform"
     figures = (
         Ratio(OURS, TORCH, targets.FIND_TORCH.get(dim) if has_target else None),
         Ratio(OURS, TORCH_HUGE),
@@ -152,7 +152,14 @@ def find_case(axes, size, seed, name="find"):
         Ratio(OURS, RAW_STREAM),
         Ratio(OURS, TAKE),
     )
-    return lookup_case(name, axes, size, into, figures, seed=seed)
+    return lookup_case("find", axes, size, into, figures, seed=seed)
+
+
+def find_by_case(what, axes, size, seed):
+    """Return the case of reads at a setting of one axis, against torch and the limit."""
+    found = [c for c in contenders()[0] if c.name in (OURS, TORCH, RAW)]
+    figures = (Ratio(OURS, TORCH), Ratio(OURS, RAW))
+    return lookup_case(f"find by {what}", axes, size, found, figures, seed=seed)
 
 
 def fresh_case(axes, size, seed):
@@ -253,13 +260,13 @@ def cases(scale, seed=0):
         yield find_case(axes, size, seed)
         yield find_case(axes | {"distribution": "zipf"}, size, seed)
         for hit_rate in (1.0, 0.5, 0.0):
-            yield find_case(axes | {"hit_rate": hit_rate}, size, seed, "find by hit rate")
+            yield find_by_case("hit rate", axes | {"hit_rate": hit_rate}, size, seed)
         yield fresh_case(axes, size, seed)
         if len(os.sched_getaffinity(0)) > 1:
             yield threads_case(axes | {"threads": 2}, size, seed)
     fewer = {"n_rows": min(size.n_rows, LOADS_ROWS)}
     for axes in product(**common | {"dim": 16, "load": (0.35, 0.5, 0.7)} | fewer):
-        yield find_case(axes, size, seed, "find by load")
+        yield find_by_case("load", axes, size, seed)
     one = {"dim": 16, "batch": 1, "n_rows": min(size.n_rows, ONE_KEY_ROWS)}
     yield one_key_case(axes_of(**common | one), size, seed)
 

@@ -17,14 +17,20 @@ from bench.report import shown_axes, shown_target, shown_value
 from bench.targets import GROWTH_MAX, GROWTH_P999
 
 MEETS, MISSES, PLAIN, INK = "#3b6fb6", "#c8643c", "#9aa3ad", "#222222"
-LINES = (MEETS, PLAIN, MISSES)
-MEANING = {"x": "times as fast", "us": "microseconds", "ms": "milliseconds", "bytes": "bytes"}
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # of text on lines
+MOST_BARS = 24  # of one picture; more are split by dim
+WORDS = ("distribution", "pooling")  # axes whose values speak for themselves
+LESS = {
+    "x": "times the time: lower is better",
+    "us": "microseconds: lower is better",
+    "ms": "milliseconds: lower is better",
+}
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
-    "axes.titlesize": 10,
+    "axes.titlesize": 9,
     "axes.titlelocation": "left",
     "savefig.dpi": 110,
     "savefig.bbox": "tight",
@@ -37,16 +43,6 @@ def slug(text):
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def pictures_of(run):
-    """Return the figures of a run by picture: those of one case, dim and unit stand together."""
-    found = {}
-    for figure in run.figures:
-        case, _, _ = figure.name.rpartition(": ")
-        key = (case or run.concept, figure.axes.get("dim", 0), figure.unit)
-        found.setdefault(key, []).append(figure)
-    return found
-
-
 def varying(figures):
     """Return the names of the axes in which figures differ."""
     names = dict.fromkeys(name for figure in figures for name in figure.axes)
@@ -55,9 +51,10 @@ def varying(figures):
 
 def label_of(figure, names):
     """Return what a bar says: who against whom, and where in the axes that vary."""
-    axes = shown_axes({name: figure.axes[name] for name in names if name in figure.axes})
-    text = figure.name.rpartition(": ")[2].replace("embstore ", "", 1).replace(" against ", " / ")
-    return f"{text}\n{axes}" if axes else text
+    text = figure.name.rpartition(": ")[2].replace("embstore ", "").replace(" against ", " / ")
+    axes = {name: figure.axes[name] for name in names if name in figure.axes}
+    words = [str(axes.pop(name)) for name in WORDS if name in axes]
+    return ", ".join([text, *words, *([shown_axes(axes)] if axes else [])])
 
 
 def color_of(figure):
@@ -66,72 +63,84 @@ def color_of(figure):
     return MEETS if figure.target.is_met_by(figure.value) else MISSES
 
 
-def title_of(name, figures):
-    """Return the name of a picture and the axes that all its figures share."""
-    shared = {k: v for k, v in figures[0].axes.items() if k not in varying(figures)}
-    return f"{name}, {shown_axes(shared)}" if shared else name
-
-
-def bars(axes, figures, labels, colors, unit):
-    """Draw a horizontal bar a figure, with its range, its number, and its target's line."""
-    places = np.arange(len(figures))[::-1]
-    values = [figure.value for figure in figures]
-    axes.barh(places, values, color=colors, height=0.6)
-    end = max([*values, *(f.high for f in figures), *bounds_of(figures)]) or 1.0
-    for place, figure in zip(places, figures, strict=True):
-        axes.plot([figure.low, figure.high], [place, place], color=INK, linewidth=1)
-        if figure.target is not None:
-            bound = figure.target.bound
-            axes.plot([bound, bound], [place - 0.42, place + 0.42], color=INK, linewidth=2)
-        text = shown_value(figure.value, unit)
-        text += f"  (target {shown_target(figure.target, unit)})" if figure.target else ""
-        axes.text(max(figure.high, *bounds_of([figure]), 0) + end * 0.015, place, text, va="center")
-    if unit == "x":
-        axes.axvline(1.0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    axes.set_yticks(places, labels)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, end * 1.25)
-
-
 def bounds_of(figures):
     return [0.0, *(figure.target.bound for figure in figures if figure.target is not None)]
 
 
-def draw_bars(plt, name, figures, unit):
-    """Return a picture of bars of one unit."""
-    names = varying(figures)
-    height = 0.9 + 0.42 * len(figures)
-    picture, axes = plt.subplots(figsize=(8.5, height))
-    labels = [label_of(figure, names) for figure in figures]
-    bars(axes, figures, labels, [color_of(figure) for figure in figures], unit)
+def bars(axes, figures, labels, colors):
+    """Draw a horizontal bar a figure, with its range, its number, and its target's tick."""
+    places = np.arange(len(figures))[::-1]
+    axes.barh(places, [figure.value for figure in figures], color=colors, height=0.62)
+    end = max([*(max(f.value, f.high) for f in figures), *bounds_of(figures)]) or 1.0
+    for place, figure in zip(places, figures, strict=True):
+        if figure.low < figure.high:
+            axes.plot([figure.low, figure.high], [place, place], color=INK, linewidth=1)
+        text = shown_value(figure.value, figure.unit)
+        if figure.target is not None:
+            bound = figure.target.bound
+            axes.plot([bound, bound], [place - 0.42, place + 0.42], color=INK, linewidth=2)
+            text += f"  (target {shown_target(figure.target, figure.unit)})"
+        at = max(figure.value, figure.high, *bounds_of([figure])) + end * 0.015
+        axes.text(at, place, text, va="center", fontsize=8, bbox=BEHIND)
+    if figures[0].unit == "x":
+        axes.axvline(1.0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set_yticks(places, labels)
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlim=(0, end * 1.3), ylim=(-0.7, len(figures) - 0.3))
+
+
+def panel(axes, case, figures):
+    """Draw the figures of one case and unit; the title names the axes that they share."""
+    names, unit = varying(figures), figures[0].unit
+    colors = [color_of(figure) for figure in figures]
+    bars(axes, figures, [label_of(figure, names) for figure in figures], colors)
     is_less = any(f.target is not None and not f.target.is_at_least for f in figures)
-    better = "lower is better" if is_less or unit != "x" else "higher is better"
-    axes.set_xlabel(f"{MEANING.get(unit, unit)} ({better}); line: p10 to p90; tick: target")
-    axes.set_title(title_of(name, figures))
+    axes.set_xlabel(LESS[unit] if is_less or unit != "x" else "times as fast: higher is better")
+    shared = {name: value for name, value in figures[0].axes.items() if name not in names}
+    axes.set_title(f"{case}: {shown_axes(shared)}")
+
+
+def draw_bars(plt, figures):
+    """Return a picture of figures, those of one case and unit in a panel of their own."""
+    panels = {}
+    for figure in figures:
+        case = figure.name.rpartition(": ")[0] or figure.name
+        panels.setdefault((case, figure.unit), []).append(figure)
+    sizes = [len(found) + 2.6 for found in panels.values()]
+    picture, all_axes = plt.subplots(
+        len(panels),
+        figsize=(9, 0.27 * sum(sizes)),
+        gridspec_kw={"height_ratios": sizes},
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, ((case, _), found) in zip(all_axes[:, 0], panels.items(), strict=True):
+        panel(axes, case, found)
     return picture
 
 
 def draw_growth(plt, run):
     """Return a picture of the share of inserts that take longer than a time."""
-    picture, axes = plt.subplots(figsize=(8.5, 4.2))
-    names = [contender.name for contender in run.cases[0].contenders]
-    for name, color in zip(names, LINES, strict=False):
-        found = [c.times_ns for case in run.cases for c in case.contenders if c.name == name]
-        times_us = np.sort(np.concatenate(found))[::-1] / 1e3
-        share = (np.arange(len(times_us)) + 1) / len(times_us)
-        axes.plot(share, times_us, color=color, label=name, linewidth=1.6)
-        if name == names[0]:
-            median = float(np.median(times_us))
+    picture, axes = plt.subplots(figsize=(9, 4.2))
+    times_us = {}
+    for case in run.cases:
+        for contender in case.contenders:
+            times_us.setdefault(contender.name, []).extend(t / 1e3 for t in contender.times_ns)
+    for (name, times), color in zip(times_us.items(), (MEETS, PLAIN), strict=True):
+        share = (np.arange(len(times)) + 1) / len(times)
+        axes.plot(share, sorted(times, reverse=True), color=color, label=name, linewidth=1.6)
+    first, *_ = times_us
     for target in (GROWTH_P999, GROWTH_MAX):
+        bound = float(np.median(times_us[first])) * target.bound
         what = target.name.rpartition(", ")[2].partition(" over")[0]
-        axes.axhline(median * target.bound, color=INK, linewidth=0.8, linestyle=":")
-        text = f"{what}: {target.bound:g} x the median of {names[0]!r}"
-        axes.text(1.0, median * target.bound * 1.06, text, ha="right", va="bottom", fontsize=8)
-    axes.set(xscale="log", yscale="log", xlabel="share of the inserts that take at least as long")
-    axes.set_ylabel("microseconds an insert")
+        text = f"target of {what}: {target.bound:g} times the median of {first!r}"
+        axes.axhline(bound, color=INK, linewidth=0.8, linestyle=":")
+        axes.text(1.0, bound * 1.06, text, ha="right", va="bottom", fontsize=8)
+    axes.set(xscale="log", yscale="log", ylabel="microseconds an insert")
+    axes.set_xlabel("share of the inserts that take at least as long (0.001: p99.9)")
     axes.legend(loc="lower left")
-    shared = {k: v for k, v in run.cases[0].axes.items() if k != "repetition"}
-    axes.set_title(f"inserts into a growing table, {shown_axes(shared)}")
+    shared = {name: value for name, value in run.cases[0].axes.items() if name != "repetition"}
+    axes.set_title(f"inserts into a growing table: {shown_axes(shared)}")
     return picture
 
 
@@ -149,8 +158,8 @@ def draw_memory(plt, run, what, own):
         for f in figures
     ]
     colors = [MEETS if label.startswith("embstore") else PLAIN for label in labels]
-    picture, axes = plt.subplots(figsize=(8.5, 0.9 + 0.34 * len(figures)))
-    bars(axes, figures, labels, colors, "bytes")
+    picture, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(figures)))
+    bars(axes, figures, labels, colors)
     for patch, label in zip(axes.patches, labels, strict=True):
         if "quoted" in label:
             patch.set(hatch="//", edgecolor="white")
@@ -166,12 +175,12 @@ def draw(plt, run):
     elif run.concept == "memory":
         yield "memory-rows", draw_memory(plt, run, ROW, own_rows(run))
         yield "memory-waiting", draw_memory(plt, run, WAITING, [])
+    elif len(run.figures) <= MOST_BARS:
+        yield run.concept, draw_bars(plt, run.figures)
     else:
-        for (case, dim, unit), figures in pictures_of(run).items():
-            name = f"{run.concept}-{case}" if case != run.concept else case
-            name += f"-dim{dim}" if dim else ""
-            name += "" if unit == "x" else f"-{unit}"
-            yield name, draw_bars(plt, case, figures, unit)
+        for dim in dict.fromkeys(figure.axes.get("dim") for figure in run.figures):
+            own = [figure for figure in run.figures if figure.axes.get("dim") == dim]
+            yield f"{run.concept}-dim{dim}", draw_bars(plt, own)
 
 
 def write(runs, folder):

@@ -370,6 +370,14 @@ def test_compare_warns_of_another_machine_and_scale():
     assert "commit" not in text
 
 
+def test_the_targets_of_results_are_shown_without_a_run(tmp_path, capsys):
+    results.write(run_of(100.0), tmp_path)
+    assert program.main(["--show", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert targets.FIND_RAW[64].name in text
+    assert "not asked for: python -m bench train" in text
+
+
 def test_compare_needs_something_in_common(tmp_path, capsys):
     a = results.write(run_of(1.0), tmp_path)
     b = results.write(run_of(1.0, concept="train"), tmp_path)
