@@ -51,7 +51,9 @@ def varying(figures):
 
 def label_of(figure, names):
     """Return what a bar says: who against whom, and where in the axes that vary."""
-    text = figure.name.rpartition(": ")[2].replace("embstore ", "").replace(" against ", " / ")
+    sides = figure.name.rpartition(": ")[2].replace("embstore ", "").split(" against ")
+    is_time = figure.target is not None and not figure.target.is_at_least
+    text = " / ".join(reversed(sides) if is_time else sides)
     axes = {name: figure.axes[name] for name in names if name in figure.axes}
     words = [str(axes.pop(name)) for name in WORDS if name in axes]
     return ", ".join([text, *words, *([shown_axes(axes)] if axes else [])])
