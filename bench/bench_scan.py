@@ -17,17 +17,17 @@ import numpy as np
 
 import embstore as es
 from bench import harness, targets
-from bench.bench_lookup import aligned_empty
 from bench.harness import Case, Contender, Ratio, Scale, axes_of, product
 from bench.keys import key_of
 from bench.results import CaseResult, ContenderResult, Figure
 from bench.stats import quantile
+from bench.workspace import aligned_empty
 
 SCALES = {
     "tiny": Scale(n_rows=2000, batch=256, rounds=2),
     "quick": Scale(n_rows=50_000, batch=4096, rounds=5),
-    "default": Scale(n_rows=2_000_000, batch=4096, rounds=11),
-    "full": Scale(n_rows=10_000_000, batch=4096, rounds=11),
+    "small": Scale(n_rows=1_000_000, batch=4096, rounds=11),
+    "default": Scale(n_rows=4_000_000, batch=4096, rounds=11),
 }
 DIM = 16
 FILL_ROWS = 1 << 16  # rows of one call while a table is filled
@@ -264,8 +264,8 @@ def concurrent_figures(slice_ms, axes, repetitions):
     ]
 
 
-def measure(scale, seed, report, peers=None):
+def measure(scale, seed, report, twins=None):
     """Run the scans, then the finds beside an eviction; return their results and figures."""
-    results, figures = harness.measure(cases(scale, seed), report, peers)
+    results, figures = harness.measure(cases(scale, seed), report, twins)
     more_results, more_figures = measure_concurrent(scale, seed, report)
     return results + more_results, figures + speed_figures(results) + more_figures
