@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "parts.h"
+#include "ranges.h"
 
 namespace embstore::cpu {
 
@@ -49,20 +50,26 @@ class Gradients {
 
   static void divide_bags(const es_part& part, uint32_t dim, float* out) {
     const float* const grads = static_cast<const float*>(part.rows);
-    for (uint64_t bag = 0; bag < part.n_bags; ++bag) {
-      const uint64_t n = static_cast<uint64_t>(part.offsets[bag + 1] - part.offsets[bag]);
-      const float divisor = pool_divisor(static_cast<PoolMode>(part.mode), n);
-      for (uint32_t j = 0; n > 0 && j < dim; ++j) out[bag * dim + j] = grads[bag * dim + j] / divisor;
-    }
+    for_ranges(part.n_bags, [&](uint32_t, uint64_t first, uint64_t end) {
+      for (uint64_t bag = first; bag < end; ++bag) {
+        const uint64_t n = static_cast<uint64_t>(part.offsets[bag + 1] - part.offsets[bag]);
+        const float divisor = pool_divisor(static_cast<PoolMode>(part.mode), n);
+        for (uint32_t j = 0; n > 0 && j < dim; ++j) out[bag * dim + j] = grads[bag * dim + j] / divisor;
+      }
+    });
   }
 
   static void point(const es_part& part, const float* rows, uint32_t dim, const float** out) {
     if (part.offsets == nullptr) {
-      for (uint64_t i = 0; i < part.n; ++i) out[i] = rows + i * dim;
+      for_ranges(part.n, [&](uint32_t, uint64_t first, uint64_t end) {
+        for (uint64_t i = first; i < end; ++i) out[i] = rows + i * dim;
+      });
       return;
     }
-    for (uint64_t bag = 0; bag < part.n_bags; ++bag)
-      for (int64_t i = part.offsets[bag]; i < part.offsets[bag + 1]; ++i) out[i] = rows + bag * dim;
+    for_ranges(part.n_bags, [&](uint32_t, uint64_t first, uint64_t end) {
+      for (uint64_t bag = first; bag < end; ++bag)
+        for (int64_t i = part.offsets[bag]; i < part.offsets[bag + 1]; ++i) out[i] = rows + bag * dim;
+    });
   }
 
   static void copy_weights(const es_part& part, float* out) {
