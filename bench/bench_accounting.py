@@ -6,10 +6,9 @@ that bookkeeping out. Both builds run in processes of their own and take turns.
 
 from contextlib import ExitStack
 
-from bench import harness, targets
+from bench import harness, machine, targets
 from bench.bench_train import OURS, SCALES, step_case
 from bench.harness import Case, Contender, Ratio, product
-from bench.machine import WITHOUT_ACCOUNTING
 from bench.worker import RemoteCall, Worker, this_build
 
 WITH, WITHOUT = "step with accounting", "step without"
@@ -69,10 +68,10 @@ def paired(scale, seed, workers):
 
 def measure(scale, seed, report, twins=None):
     """Run both builds where the second one is there; say so where it is not."""
-    if not WITHOUT_ACCOUNTING.exists():
-        print("SKIPPED: accounting: make bench-accounting builds the library without it")
+    if why := machine.why_no_accounting():
+        print(f"SKIPPED: accounting: {why}")
         return [], []
-    builds = {WITH: this_build(), WITHOUT: WITHOUT_ACCOUNTING}
+    builds = {WITH: this_build(), WITHOUT: machine.WITHOUT_ACCOUNTING}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(build)) for name, build in builds.items()}
         return harness.measure(paired(scale, seed, workers), report)

@@ -103,14 +103,14 @@ def build_step(name):
     return build
 
 
-def many_case(name, axes, size, seed, make, target):
+def many_case(name, axes, size, seed, make, bounds):
     found = {ONE: "", EACH: "each", SHARED: "shared"}
     return Case(
         name=name,
         axes=axes,
         setup=ManySetup(axes["n_rows"], axes["dim"], seed, **MORE),
         contenders=tuple(Contender(k, make(store), is_ours=True) for k, store in found.items()),
-        figures=(Ratio(ONE, EACH, target), Ratio(ONE, SHARED, target)),
+        figures=(Ratio(ONE, EACH, bounds["each"]), Ratio(ONE, SHARED, bounds["shared"])),
         n_batches=30,
         rounds=size.rounds,
         seed=seed,

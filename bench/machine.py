@@ -107,6 +107,16 @@ def facts():
     return {"id": hashlib.sha256(hardware.encode()).hexdigest()[:8], **found}
 
 
+def why_no_accounting():
+    """Return why there is no build without accounting of these very sources; empty if there is."""
+    library = WITHOUT_ACCOUNTING / "embstore" / "libembstore.so"
+    if not library.exists():
+        return "not built: make bench-accounting"
+    sources = (file for part in ("include", "src") for file in (ROOT / part).rglob("*"))
+    is_old = any(file.stat().st_mtime > library.stat().st_mtime for file in sources)
+    return "older than its sources: make bench-accounting" if is_old else ""
+
+
 def lacks():
     """Return why each thing that a benchmark may need cannot be had here; empty where it can."""
     is_alone = len(os.sched_getaffinity(0)) < 2
@@ -114,7 +124,7 @@ def lacks():
         "torch": "" if has_module("torch") else "torch is not installed",
         "compiler": "" if raw_gather.compiler() else "there is no C compiler",
         "two cores": "there is one core only" if is_alone else "",
-        "accounting": "" if WITHOUT_ACCOUNTING.exists() else "not built: make bench-accounting",
+        "accounting": why_no_accounting(),
         "fbgemm": FBGEMM.why_not(),
         "tfra": TFRA.why_not(),
     }

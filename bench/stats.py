@@ -71,7 +71,8 @@ def verdict(target, value, low, high):
     if target.is_met_by(value):
         text = "meets"
     elif share < 2:
-        text = f"misses by {abs(share - 1) * 100:.0f} %"
+        distance = abs(share - 1) * 100
+        text = f"misses by {distance:.0f} %" if distance >= 1 else f"misses by {distance:.1f} %"
     else:
         text = f"misses, {share:.1f} times the bound"
     return f"{text} (within the spread)" if is_unsure else text

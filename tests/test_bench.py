@@ -115,6 +115,7 @@ def test_ratios_are_paired_by_round():
         (True, 1.1, 0.9, 1.2, "meets (within the spread)"),
         (False, 0.9, 0.8, 0.95, "meets"),
         (False, 1.2, 1.1, 1.3, "misses by 20 %"),
+        (False, 1.004, 1.003, 1.005, "misses by 0.4 %"),
         (False, 17.0, 16.0, 18.0, "misses, 17.0 times the bound"),
     ],
 )

@@ -148,10 +148,11 @@ def test_peers_take_turns_and_learn_the_same(peer, monkeypatch):
 
 @pytest.mark.unsanitized
 def test_accounting_runs_two_builds_or_says_that_there_is_one(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench_accounting, "WITHOUT_ACCOUNTING", tmp_path / "nowhere")
+    monkeypatch.setattr(machine, "WITHOUT_ACCOUNTING", tmp_path / "nowhere")
     assert bench_accounting.measure("tiny", 0, lambda *_: None) == ([], [])
-    assert "SKIPPED: accounting" in capsys.readouterr().out
-    monkeypatch.setattr(bench_accounting, "WITHOUT_ACCOUNTING", worker.this_build())
+    assert "SKIPPED: accounting: not built" in capsys.readouterr().out
+    monkeypatch.setattr(machine, "WITHOUT_ACCOUNTING", worker.this_build())
+    monkeypatch.setattr(machine, "why_no_accounting", lambda: "")
     found, figures = bench_accounting.measure("tiny", 0, lambda *_: None)
     assert len(found) == len(figures) == 4
     assert all(figure.target == targets.ACCOUNTING for figure in figures)
