@@ -74,8 +74,9 @@ def run(peer, *command):
 
 def make(peer):
     """Make the peer's environment unless it is there and works; return why it does not work."""
-    if peer.verdict.exists() and not peer.why_not():
+    if not peer.why_not():
         return ""
+    print(f"{peer.title}: building {peer.folder.relative_to(FOLDER.parent.parent)}", flush=True)
     shutil.rmtree(peer.folder, ignore_errors=True)
     venv.create(peer.folder, with_pip=True)
     pip = (str(peer.python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
@@ -90,7 +91,6 @@ def make(peer):
 def main():
     """Make all environments; a peer that does not work is told, not raised."""
     for peer in PEERS:
-        print(f"{peer.title}: building {peer.folder.relative_to(FOLDER.parent.parent)}", flush=True)
         why = make(peer)
         print(f"{peer.title}: {'NOT AVAILABLE: ' + why if why else 'ready'}", flush=True)
     return 0
