@@ -177,6 +177,8 @@ def draw(plt, run):
     elif run.concept == "memory":
         yield "memory-rows", draw_memory(plt, run, ROW, own_rows(run))
         yield "memory-waiting", draw_memory(plt, run, WAITING, [])
+    elif not run.figures:
+        print(f"SKIPPED: {run.concept}: there are no figures to draw")
     elif len(run.figures) <= MOST_BARS:
         yield run.concept, draw_bars(plt, run.figures)
     else:

@@ -231,12 +231,12 @@ def test_another_build_takes_turns_in_its_own_process():
 
 def test_every_benchmark_is_drawn(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    for concept, module in {"growth": bench_growth, "pooled": bench_pooled}.items():
+    for concept, module in {"growth": bench_growth, "many": bench_many}.items():
         cases, figures = module.measure("tiny", 0, lambda *_: None)
         head = {"date": "2025-01-01T000000Z", "scale": "tiny", "label": "", "seed": 0}
         head |= {"concept": concept, "machine": {"id": concept}}
         results.write(results.Run(**head, cases=cases, figures=figures), tmp_path)
     assert plot.main([str(tmp_path), "--out", str(tmp_path / "plots")]) == 0
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert names == ["growth-tails.png", "pooled.png"]
+    assert names == ["growth-tails.png", "many.png"]
     assert all((tmp_path / "plots" / name).stat().st_size > 1000 for name in names)

@@ -62,7 +62,10 @@ class Reader {
     return n_found;
   }
 
-  static constexpr uint64_t kChunk = 2048;
+#ifndef EMB_FIND_CHUNK  // keys that are probed before the rows of any are copied
+#define EMB_FIND_CHUNK 2048
+#endif
+  static constexpr uint64_t kChunk = EMB_FIND_CHUNK;
 
  private:
   bool run_quiet(uint64_t first, uint64_t n, uint64_t* n_found);

@@ -154,7 +154,13 @@ EMB_FN void prefetch_row_to_write(void* row, uint32_t n_bytes) {
   for (uint32_t at = 0; at < most; at += 64) __builtin_prefetch(line + at, 1);
 }
 
-EMB_CONST uint64_t kPrefetchRows = 24;
+#ifndef EMB_ROWS_AHEAD  // rows prefetched beyond the one that is copied
+#define EMB_ROWS_AHEAD 24
+#endif
+EMB_CONST uint64_t kPrefetchRows = EMB_ROWS_AHEAD;
+#ifndef EMB_UPDATES_AHEAD  // rows prefetched beyond the one that is updated
+#define EMB_UPDATES_AHEAD 8
+#endif
 
 #ifdef EMB_BENCH_NO_ACCOUNTING  // an experiment: what the bookkeeping of freq and step costs
 EMB_CONST bool kHasAccounting = false;
@@ -476,7 +482,7 @@ EMB_FN void update_one(const UpdateContext& c, uint32_t row, const float* grad) 
 }
 
 EMB_FN void update_rows(const UpdateContext& c, const uint32_t* uniques, uint64_t n) {
-  constexpr uint64_t kAhead = 8;
+  constexpr uint64_t kAhead = EMB_UPDATES_AHEAD;
   const uint32_t n_bytes = value_bytes(c.format);
   const uint32_t slot_bytes = c.format.n_slots * 4;
   for (uint64_t i = 0; i < n; ++i) {

@@ -138,7 +138,11 @@ EMB_FN SharedHit probe_shared(const Bucket* bucket, uint64_t key) {
   }
 }
 
-EMB_CONST uint64_t kProbesAhead = 32;  // home buckets prefetched beyond the one that is probed
+// Home buckets prefetched beyond the one that is probed; chosen by `make bench-distances`, as the others of this kind.
+#ifndef EMB_PROBES_AHEAD
+#define EMB_PROBES_AHEAD 32
+#endif
+EMB_CONST uint64_t kProbesAhead = EMB_PROBES_AHEAD;
 
 // probe(i, home bucket) for each of n keys, whose homes are prefetched.
 template <class Probe>
