@@ -110,6 +110,29 @@ inline void Table::note_train_step(int64_t step) {
   state_.beta2_power *= config_.optimizer.p[1];
 }
 
+// For the keys that updates_ wants; `vectors` by the numbers of distinct keys.
+inline UpdateContext Table::update_context(const Ticket& ticket, const float* const* vectors, int64_t step) {
+  UpdateContext context = {};
+  context.values = rows().values_slab();
+  context.slots = rows().slots_slab();
+  context.meta = rows().meta_slab();
+  context.versions = rows().versions();
+  context.rows = ticket.rows.data();
+  context.vectors = vectors;
+  context.format = format();
+  context.optimizer = config_.optimizer;
+  context.stream = config_.init.stream;
+  context.step = relative(step);
+  return context;
+}
+
+inline void Table::log_written(const Ticket& ticket) {
+  const Distinct& distinct = ticket.distinct;
+  for (uint32_t part = 0; log_.is_on() && part < distinct.n_parts(); ++part)
+    for (uint64_t i = 0; i < updates_.n_wanted(part); ++i)
+      log_.note_written(ticket.rows[updates_.wanted(distinct.parts[part])[i]]);
+}
+
 inline es_apply_report Table::apply_locked(Ticket& ticket, const GradientView& grads, int64_t step, double lr) {
   es_apply_report report = {};
   const Distinct& distinct = ticket.distinct;
@@ -124,23 +147,11 @@ inline es_apply_report Table::apply_locked(Ticket& ticket, const GradientView& g
   Commit commit(*this);
   step = clamped(step);
   note_train_step(step);
-  UpdateContext context = {};
-  context.values = rows().values_slab();
-  context.slots = rows().slots_slab();
-  context.meta = rows().meta_slab();
-  context.versions = rows().versions();
-  context.rows = ticket.rows.data();
-  context.grads = sums_.data();
-  context.format = format();
-  context.optimizer = config_.optimizer;
-  context.stream = config_.init.stream;
+  UpdateContext context = update_context(ticket, sums_.data(), step);
   context.scalars = update_scalars(config_.optimizer, lr, state_.beta1_power, state_.beta2_power);
   context.t = static_cast<uint32_t>(state_.n_train_steps);
-  context.step = relative(step);
-  updates_.run(kernels_, distinct, context);
-  for (uint32_t part = 0; log_.is_on() && part < distinct.n_parts(); ++part)
-    for (uint64_t i = 0; i < updates_.n_wanted(part); ++i)
-      log_.note_written(ticket.rows[updates_.wanted(distinct.parts[part])[i]]);
+  updates_.run(kernels_.update_rows, distinct, context);
+  log_written(ticket);
   state_.n_grads_dropped += report.n_dropped;
   state_.n_grads_stale += report.n_stale;
   state_.n_nonfinite += report.n_nonfinite;
@@ -149,34 +160,56 @@ inline es_apply_report Table::apply_locked(Ticket& ticket, const GradientView& g
 
 // ---- assign
 
-// (n_unique, dim) float32: what each key's row shall hold.
-inline void Table::assigned_values(Ticket& ticket, const float* values, es_assign_mode mode, std::vector<float>* out) {
+// What each key's row shall hold, by the numbers of distinct keys: the last of the key's values, or the old row and the
+// sum of them.
+inline const float* const* Table::assigned_values(Ticket& ticket, const float* values, es_assign_mode mode) {
   const uint64_t dim = config_.c.dim;
   const Distinct& d = ticket.distinct;
-  out->resize(d.n_unique * dim);
   if (mode == ES_ASSIGN_REPLACE) {
-    for (uint64_t i = 0; i < d.n(); ++i)
-      std::memcpy(out->data() + d.inverse[i] * dim, values + i * dim, dim * sizeof(float));
-    return;
+    const float** const last = assigned_.resize(d.n());
+    d.in_parallel([&](uint32_t, const DistinctPart& part) {
+      d.for_each_position(part, [&](uint32_t i) { last[d.inverse[i]] = values + i * dim; });
+    });
+    return last;
   }
-  updates_.reserve(d, 0);
-  for (uint32_t u = 0; u < d.n_unique; ++u) updates_.wanted(d.parts[0])[u] = u;
-  updates_.n_wanted(0) = d.n_unique;
   sums_.run(kernels_, ticket, updates_, GradientView{values, nullptr, nullptr, config_.c.dim});
+  float* const results = assigned_sums_.resize(d.n() * dim);
+  const float** const result_of = assigned_.resize(d.n());
   std::vector<float> scratch(dim + 4);
   std::vector<char> born(value_bytes(format()));
   BirthContext birth = birth_context();
   birth.scratch = scratch.data();
-  for (uint32_t u = 0; u < d.n_unique; ++u) {
-    const void* old = born.data();
-    if (ticket.status[u] == ES_FOUND)
-      old = rows().values(ticket.rows[u]);
-    else
-      kernels_.initial_values(birth, d.keys[u], born.data());
-    float* const sum = out->data() + u * dim;
-    widen_row(old, format(), sum);
-    add_row(sum, sums_.of(u), config_.c.dim);
+  for (const DistinctPart& part : d.parts) {
+    for (uint64_t u = part.first; u < part.end(); ++u) {
+      const bool is_found = ticket.status[u] == ES_FOUND;
+      if (!is_found) kernels_.initial_values(birth, d.keys[u], born.data());
+      float* const result = results + u * dim;
+      widen_row(is_found ? rows().values(ticket.rows[u]) : born.data(), format(), result);
+      add_row(result, sums_.of(static_cast<uint32_t>(u)), config_.c.dim);
+      result_of[u] = result;
+    }
   }
+  return result_of;
+}
+
+inline bool Table::all_assigned_finite(const Distinct& distinct, const float* const* results) const {
+  std::atomic<bool> is_finite{true};
+  distinct.in_parallel([&](uint32_t, const DistinctPart& part) {
+    if (!kernels_.all_rows_finite(results + part.first, part.n_unique, config_.c.dim))
+      is_finite.store(false, std::memory_order_relaxed);
+  });
+  return is_finite.load(std::memory_order_relaxed);
+}
+
+// The keys that `is_wanted` (unique) says, in updates_.
+template <class IsWanted>
+void Table::want(const Distinct& distinct, const IsWanted& is_wanted) {
+  distinct.in_parallel([&](uint32_t number, const DistinctPart& part) {
+    uint64_t n = 0;
+    for (uint64_t u = part.first; u < part.end(); ++u)
+      if (is_wanted(u)) updates_.wanted(part)[n++] = static_cast<uint32_t>(u);
+    updates_.n_wanted(number) = n;
+  });
 }
 
 inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const float* values, es_assign_mode mode,
@@ -184,12 +217,13 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
   Writer writer(*this);
   HeldTicket held = new_ticket();
   Ticket& ticket = *held;
-  look_up(JoinedKeys(keys, n), 1, &ticket);
+  const Distinct& distinct = ticket.distinct;
+  look_up(JoinedKeys(keys, n), dedup_parts_for(n), &ticket);
   note_found(ticket, ES_INSERTED);
-  const uint64_t n_unique = ticket.distinct.n_unique;
-  std::vector<float> results;
-  assigned_values(ticket, values, mode, &results);
-  if (config_.c.on_nonfinite == ES_NONFINITE_RAISE && !kernels_.all_finite(results.data(), results.size()))
+  updates_.reserve(distinct, format().dim);
+  want(distinct, [](uint64_t) { return true; });
+  const float* const* const results = assigned_values(ticket, values, mode);
+  if (config_.c.on_nonfinite == ES_NONFINITE_RAISE && !all_assigned_finite(distinct, results))
     throw Error(ES_NONFINITE, "assign: a value is not finite");
   advance_base(step);
   const Room room = make_room(ticket);
@@ -199,23 +233,17 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
   Commit commit(*this);
   step = clamped(step);
   remove_victims(room.victims);
-  const uint32_t relative_step = relative(step);
-  make_rows(ticket, relative_step);
-  births_.run(kernels_, birth_context());
-  for (uint64_t u = 0; u < n_unique; ++u) {
-    const float* result = results.data() + u * config_.c.dim;
-    const uint32_t row = ticket.rows[u];
-    if (ticket.status[u] == ES_INSERTED) store_row(format(), result, rows().values(row));
+  for (const uint32_t u : missing_) {
     report.n_inserted += ticket.status[u] == ES_INSERTED;
     report.n_refused += ticket.status[u] == ES_REFUSED;
-    if (ticket.status[u] != ES_FOUND) continue;
-    begin_write(rows().version(row));
-    store_row(format(), result, rows().values(row));
-    end_write(rows().version(row));
-    raise_step(rows().meta(row), relative_step);
-    log_.note_written(row);
-    ++report.n_replaced;
   }
+  report.n_replaced = distinct.n_unique - missing_.size();
+  make_rows(ticket, relative(step));
+  births_.run_slots(birth_context());
+  want(distinct, [&](uint64_t u) { return ticket.status[u] != ES_REFUSED; });
+  updates_.split(distinct, ticket.rows.data());
+  updates_.run(kernels_.assign_rows, distinct, update_context(ticket, results, step));
+  log_written(ticket);
   publish_rows(ticket);
   state_.n_refused += report.n_refused;
   state_.step = std::max(state_.step, step);

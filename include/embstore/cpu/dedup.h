@@ -48,6 +48,13 @@ struct Distinct {
     ThreadPool::instance().run(n_parts(), [&](uint32_t p) { run(p, parts[p]); });
   }
 
+  // visit(position) for those of a part, ascending.
+  template <class Visit>
+  void for_each_position(const DistinctPart& part, const Visit& visit) const {
+    for (uint64_t i = part.first; i < part.first + part.n; ++i)
+      visit(order.size() > 0 ? order[i] : static_cast<uint32_t>(i));
+  }
+
   // Distinct keys that are in order within their parts, part after part: afterwards in order of first occurrence.
   void sort_by_first(uint32_t* uniques, uint64_t n_sorted) {
     if (n_parts() <= 1 || n_sorted <= 1) return;

@@ -159,7 +159,12 @@ class Table {
   es_apply_report apply_locked(Ticket& ticket, const GradientView& grads, int64_t step, double lr);
   void note_train_step(int64_t step);
   void import_row(uint32_t row, bool is_new, uint64_t i, const ImportArgs& args);
-  void assigned_values(Ticket& ticket, const float* values, es_assign_mode mode, std::vector<float>* out);
+  UpdateContext update_context(const Ticket& ticket, const float* const* vectors, int64_t step);
+  void log_written(const Ticket& ticket);
+  const float* const* assigned_values(Ticket& ticket, const float* values, es_assign_mode mode);
+  bool all_assigned_finite(const Distinct& distinct, const float* const* results) const;
+  template <class IsWanted>
+  void want(const Distinct& distinct, const IsWanted& is_wanted);
 
   // remove.h
   void remove_victims(const std::vector<Victim>& victims);
@@ -202,6 +207,8 @@ class Table {
   UpdateLists updates_;
   Scratch<es_apply_report> reports_;  // of each part
   BirthLists births_;
+  Scratch<const float*> assigned_;
+  Scratch<float> assigned_sums_;
   Pooling pooling_;
   Selection selection_;
   // By the numbers of distinct keys, but for missing_.

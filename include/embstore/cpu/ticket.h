@@ -49,12 +49,10 @@ struct Ticket {
         if (distinct.n_positions[u] >= least) at += distinct.n_positions[u];
       }
       if (at == part.first) return;
-      const uint32_t* const order = distinct.order.size() > 0 ? distinct.order.data() : nullptr;
-      for (uint64_t entry = part.first; entry < part.first + part.n; ++entry) {
-        const uint32_t i = order != nullptr ? order[entry] : static_cast<uint32_t>(entry);
+      distinct.for_each_position(part, [&](uint32_t i) {
         const uint32_t u = distinct.inverse[i];
         if (distinct.n_positions[u] >= least) positions[end_of[u]++] = i;
-      }
+      });
     });
     least_positions = least;
   }

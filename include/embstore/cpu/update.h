@@ -56,19 +56,21 @@ class UpdateLists {
     });
   }
 
-  void run(const Kernels& kernels, const Distinct& distinct, const UpdateContext& context) {
+  // update(context, distinct keys, n) by their owners.
+  template <class Update>
+  void run(const Update& update, const Distinct& distinct, const UpdateContext& context) {
     ThreadPool::instance().run(n_owners_, [&](uint32_t owner) {
       UpdateContext own = context;
       own.scratch = scratch_.data() + owner * scratch_floats_;
       for (uint32_t part = 0; part < distinct.n_parts(); ++part) {
         const uint64_t begin = distinct.parts[part].first;
         if (n_owners_ == 1) {
-          kernels.update_rows(own, wanted_.data() + begin, n_wanted_[part]);
+          update(own, wanted_.data() + begin, n_wanted_[part]);
           continue;
         }
         const uint32_t* const ends = &ends_[uint64_t{part} * n_owners_];
         const uint64_t first = owner > 0 ? ends[owner - 1] : begin;
-        kernels.update_rows(own, owned_.data() + first, ends[owner] - first);
+        update(own, owned_.data() + first, ends[owner] - first);
       }
     });
   }
@@ -106,6 +108,13 @@ class BirthLists {
       BirthContext own = context;
       own.scratch = scratch_.data() + part * scratch_floats_;
       kernels.birth_rows(own, tasks_.data() + first, end - first);
+    });
+  }
+
+  // Slots alone: somebody else has the values.
+  void run_slots(const BirthContext& context) const {
+    for_ranges(tasks_.size(), [&](uint32_t, uint64_t first, uint64_t end) {
+      for (uint64_t i = first; i < end; ++i) birth_slots(context, tasks_[i].slots);
     });
   }
 
