@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-core test-emulator test-adapters test-installs lint format bench bench-peers bench-accounting sanitize torture wheel clean help
+.PHONY: demo test test-core test-emulator test-adapters test-installs lint format bench bench-peers bench-accounting bench-distances sanitize torture wheel clean help
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -54,6 +54,11 @@ bench-peers: $(VENV)/.extra-bench $(VENV)/.built  ## build the environments of T
 bench-accounting: $(VENV)/.extra-bench $(VENV)/.built  ## what keeping freq and step costs: a second build without it, in turn with ours
 	CXXFLAGS="$(CXXFLAGS) -DEMB_BENCH_NO_ACCOUNTING" $(BIN)/python setup.py --quiet build --build-lib build/without-accounting
 	$(BIN)/python -m bench accounting $(ARGS)
+
+bench-distances: $(VENV)/.extra-bench $(VENV)/.built  ## how far ahead to prefetch: builds with other distances, in turn with ours
+	@for macro in PROBES_AHEAD=16 PROBES_AHEAD=64 ROWS_AHEAD=12 ROWS_AHEAD=48 FIND_CHUNK=1024 FIND_CHUNK=4096 UPDATES_AHEAD=4 UPDATES_AHEAD=16; do \
+	  CXXFLAGS="$(CXXFLAGS) -DEMB_$$macro" $(BIN)/python setup.py --quiet build --build-lib build/distances/$$macro || exit 1; done
+	$(BIN)/python -m bench distances $(ARGS)
 
 sanitize: $(VENV)/.extra-test  ## test-core under SANITIZE=address,undefined (the default) or SANITIZE=thread
 	PATH="$(abspath $(BIN)):$$PATH" .ci/sanitize $(SANITIZE)

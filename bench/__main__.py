@@ -23,6 +23,7 @@ CONCEPTS = (
     "scan",
     "checkpoint",
     "accounting",
+    "distances",
     "peers",
 )
 

@@ -9,29 +9,10 @@ from contextlib import ExitStack
 from bench import harness, machine, targets
 from bench.bench_train import OURS, SCALES, step_case
 from bench.harness import Case, Contender, Ratio, product
-from bench.worker import RemoteCall, Worker, this_build
+from bench.twins import NOTHING, build_remote
+from bench.worker import Worker, this_build
 
 WITH, WITHOUT = "step with accounting", "step without"
-
-
-def build_remote(worker, scale, seed, i_case):
-    """Return a builder of our training step as another process runs it."""
-
-    def build(workspace, case):
-        asked = (__name__, scale, seed, i_case, OURS)
-        return RemoteCall(worker, i_case, OURS, "bench.twins", "lane", *asked)
-
-    return build
-
-
-class Nothing:
-    """The setup of cases whose tables lie in other processes."""
-
-    def build(self):
-        return self
-
-
-NOTHING = Nothing()
 
 
 def cases(scale, seed=0):
@@ -51,7 +32,7 @@ def paired(scale, seed, workers):
     """Yield each step as a case of two processes: `workers` has one for each name."""
     for i_case, case in enumerate(cases(scale, seed)):
         found = [
-            Contender(name, build_remote(worker, scale, seed, i_case))
+            Contender(name, build_remote(worker, __name__, scale, seed, i_case, OURS))
             for name, worker in workers.items()
         ]
         yield Case(

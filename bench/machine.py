@@ -16,6 +16,7 @@ from bench.peers import FBGEMM, TFRA
 ROOT = Path(__file__).resolve().parent.parent
 THP = Path("/sys/kernel/mm/transparent_hugepage")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+DISTANCES = ROOT / "build" / "distances"  # builds by name; make bench-distances
 WITHOUT_ACCOUNTING = ROOT / "build" / "without-accounting"  # another build; make bench-accounting
 ENVIRONMENT = ("EMBSTORE_CPU", "EMBSTORE_NUM_THREADS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
 HARDWARE = ("cpu_model", "n_cores", "caches", "memory_gib")
@@ -107,14 +108,31 @@ def facts():
     return {"id": hashlib.sha256(hardware.encode()).hexdigest()[:8], **found}
 
 
-def why_no_accounting():
-    """Return why there is no build without accounting of these very sources; empty if there is."""
-    library = WITHOUT_ACCOUNTING / "embstore" / "libembstore.so"
+def why_not_built(folder, target):
+    """Return why there is no build in `folder` of these very sources; empty if there is."""
+    library = folder / "embstore" / "libembstore.so"
     if not library.exists():
-        return "not built: make bench-accounting"
+        return f"not built: make {target}"
     sources = (file for part in ("include", "src") for file in (ROOT / part).rglob("*"))
     is_old = any(file.stat().st_mtime > library.stat().st_mtime for file in sources)
-    return "older than its sources: make bench-accounting" if is_old else ""
+    return f"older than its sources: make {target}" if is_old else ""
+
+
+def why_no_accounting():
+    """Return why there is no build without accounting of these very sources; empty if there is."""
+    return why_not_built(WITHOUT_ACCOUNTING, "bench-accounting")
+
+
+def distances():
+    """Return the folders of builds with other distances, each named by what it sets."""
+    return sorted(folder for folder in DISTANCES.glob("*") if folder.is_dir())
+
+
+def why_no_distances():
+    """Return why there are no builds with other distances; empty if there are."""
+    target = "bench-distances"
+    found = distances() or [DISTANCES]
+    return next(filter(None, (why_not_built(folder, target) for folder in found)), "")
 
 
 def lacks():

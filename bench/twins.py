@@ -7,6 +7,26 @@ from bench import harness
 from bench.worker import RemoteCall, attribute
 
 
+def build_remote(worker, module, scale, seed, i_case, name):
+    """Return a builder of a contender of a benchmark, by its name, as another process runs it."""
+
+    def build(workspace, case):
+        asked = (module, scale, seed, i_case, name)
+        return RemoteCall(worker, i_case, name, "bench.twins", "lane", *asked)
+
+    return build
+
+
+class Nothing:
+    """The setup of cases whose tables lie in other processes."""
+
+    def build(self):
+        return self
+
+
+NOTHING = Nothing()
+
+
 def twins_of(workers, module, scale, seed):
     """Return a function of (case, i_case) that gives our contenders as run by each of `workers`.
 
@@ -14,10 +34,7 @@ def twins_of(workers, module, scale, seed):
     """
 
     def twin(contender, i_case, label, worker):
-        def build(workspace, case):
-            asked = (module, scale, seed, i_case, contender.name)
-            return RemoteCall(worker, i_case, contender.name, "bench.twins", "lane", *asked)
-
+        build = build_remote(worker, module, scale, seed, i_case, contender.name)
         name = f"{contender.name} [{label}]"
         return replace(contender, name=name, build=build, twin=contender.name)
 
