@@ -47,13 +47,20 @@ struct DedupContext {
 
 EMB_FN uint64_t find_rows(const FindContext& c, const int64_t* keys, uint64_t n, const void** rows, uint32_t* words) {
   uint64_t n_found = 0;
-  for_each_home(c.view, c.hash_keys, keys, n, [&](uint64_t i, const Bucket* home) {
-    const uint32_t word = find_word(home, static_cast<uint64_t>(keys[i]));
-    const bool is_row = is_row_word(word);
-    words[i] = word;
-    rows[i] = is_row ? slab_row(c.values, row_of_word(word)) : c.default_row;
+  LateProbes late = {};
+  const auto key_of = [&](uint64_t i) { return static_cast<uint64_t>(keys[i]); };
+  const auto put = [&](uint64_t i, const Cell& cell) {
+    const bool is_row = is_row_word(cell.word);
+    words[i] = cell.word;
+    const char* const row = slab_row(c.values, is_row ? row_of_word(cell.word) : 0);
+    rows[i] = is_row ? row : c.default_row;
     n_found += is_row;
+  };
+  for_each_home(c.view, c.hash_keys, keys, n, [&](uint64_t i, Bucket* home) {
+    put(i, look_once(&late, home, key_of(i), static_cast<uint32_t>(i)));
+    if (is_full(late)) finish_late(&late, key_of, put);
   });
+  finish_late(&late, key_of, put);
   return n_found;
 }
 
@@ -106,9 +113,14 @@ EMB_FN uint64_t dedup(const DedupContext& c) {
       __builtin_prefetch(c.slots + (hashes[i % (2 * kBlock)] & (c.n_slots - 1)), 1);
     }
   };
+  LateProbes late = {};
+  const auto key_of = [&](uint32_t u) { return c.out_keys[u]; };
+  const auto put = [&](uint32_t u, const Cell& cell) { c.out_cells[u] = cell; };
   const auto probe_until = [&](uint32_t end) {
-    for (; n_probed < end; ++n_probed)
-      c.out_cells[n_probed] = find_cell(home_of(c.view, c.out_hashes[n_probed]), c.out_keys[n_probed]);
+    for (; n_probed < end; ++n_probed) {
+      put(n_probed, look_once(&late, home_of(c.view, c.out_hashes[n_probed]), c.out_keys[n_probed], n_probed));
+      if (is_full(late)) finish_late(&late, key_of, put);
+    }
   };
   hash_block(0);
   for (uint64_t first = 0; first < c.n; first += kBlock) {
@@ -127,6 +139,7 @@ EMB_FN uint64_t dedup(const DedupContext& c) {
     probe_until(n_before);
   }
   probe_until(n_unique);
+  finish_late(&late, key_of, put);
   return n_unique;
 }
 
