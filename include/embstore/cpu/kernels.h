@@ -432,6 +432,45 @@ EMB_FN void initial_values(const BirthContext& c, uint64_t key, void* out) {
   birth_rows(alone, &task, 1);
 }
 
+#if defined(__GNUC__) && !EMB_TSAN
+typedef float Lanes __attribute__((vector_size(64)));
+constexpr uint32_t kLanes = 16;
+
+// A bag of one block of float32 rows, whose sums need not leave the registers: kN vectors of columns from `first` on.
+// -0 is what any number may be added to without a change.
+template <uint32_t kN>
+EMB_FN void pool_columns(const PoolRows& bag, uint32_t first, float divisor, float* out) {
+  Lanes sum[kN];
+  for (uint32_t v = 0; v < kN; ++v) sum[v] = -Lanes{};
+  for (uint64_t i = 0; i < bag.n; ++i) {
+    const float* const row = static_cast<const float*>(bag.rows[i]) + first;
+    for (uint32_t v = 0; v < kN; ++v) {
+      Lanes lanes;
+      __builtin_memcpy(&lanes, row + v * kLanes, sizeof lanes);
+      if (bag.weights != nullptr) lanes = lanes * bag.weights[i];
+      sum[v] = sum[v] + lanes;
+    }
+  }
+  for (uint32_t v = 0; v < kN; ++v) {
+    if (bag.mode != PoolMode::kSum) sum[v] = sum[v] / divisor;
+    __builtin_memcpy(out + first + v * kLanes, &sum[v], sizeof sum[v]);
+  }
+}
+
+EMB_FN bool pool_block(const PoolRows& bag, uint32_t dim, float* out) {
+  if (bag.n > kReduceBlock || dim % kLanes != 0) return false;
+  for (uint64_t i = kPrefetchRows; i < bag.n + kPrefetchRows && i < bag.n_ahead; ++i)
+    prefetch_row(bag.rows[i], dim * 4);
+  const float divisor = pool_divisor(bag.mode, bag.n);
+  uint32_t j = 0;
+  for (; j + 4 * kLanes <= dim; j += 4 * kLanes) pool_columns<4>(bag, j, divisor, out);
+  for (; j < dim; j += kLanes) pool_columns<1>(bag, j, divisor, out);
+  return true;
+}
+#else
+EMB_FN bool pool_block(const PoolRows&, uint32_t, float*) { return false; }
+#endif
+
 EMB_FN void pool(const PoolRows& bag, const RowFormat& f, float* scratch, float* out) {
   const uint32_t dim = f.dim;
   if (bag.n == 0) {
@@ -439,6 +478,7 @@ EMB_FN void pool(const PoolRows& bag, const RowFormat& f, float* scratch, float*
     return;
   }
   const bool is_copied = f.dtype != Dtype::kF32 || EMB_TSAN;
+  if (!is_copied && pool_block(bag, dim, out)) return;
   float* const weighted = scratch + uint64_t{kReduceLevels} * dim;
   float* const wide = weighted + dim;
   BlockSum sum = {scratch, dim, 0};

@@ -130,7 +130,7 @@ EMB_FN SharedHit probe_shared(const Bucket* bucket, uint64_t key) {
 
 // Home buckets prefetched beyond the one that is probed; chosen by `make bench-distances`, as the others of this kind.
 #ifndef EMB_PROBES_AHEAD
-#define EMB_PROBES_AHEAD 32
+#define EMB_PROBES_AHEAD 24
 #endif
 EMB_CONST uint64_t kProbesAhead = EMB_PROBES_AHEAD;
 
