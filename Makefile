@@ -56,7 +56,7 @@ bench-accounting: $(VENV)/.extra-bench $(VENV)/.built  ## what keeping freq and 
 	$(BIN)/python -m bench accounting $(ARGS)
 
 bench-distances: $(VENV)/.extra-bench $(VENV)/.built  ## how far ahead to prefetch: builds with other distances, in turn with ours
-	@for macro in PROBES_AHEAD=16 PROBES_AHEAD=64 ROWS_AHEAD=12 ROWS_AHEAD=48 FIND_CHUNK=1024 FIND_CHUNK=4096 UPDATES_AHEAD=4 UPDATES_AHEAD=16; do \
+	@for macro in PROBES_AHEAD=12 PROBES_AHEAD=48 ROWS_AHEAD=12 ROWS_AHEAD=48 FIND_CHUNK=1024 FIND_CHUNK=4096 UPDATES_AHEAD=4 UPDATES_AHEAD=16; do \
 	  CXXFLAGS="$(CXXFLAGS) -DEMB_$$macro" $(BIN)/python setup.py --quiet build --build-lib build/distances/$$macro || exit 1; done
 	$(BIN)/python -m bench distances $(ARGS)
 
