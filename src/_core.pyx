@@ -48,7 +48,7 @@ cdef class CoreTicket:
         return array
 
     def arrays(self):
-        """Return the unique keys by first occurrence, int64, the es_key_status of each, and each key's place, (n,)."""
+        """Return (keys, status, inverse): unique keys by first occurrence, es_key_status, places."""
         cdef const int64_t* keys
         cdef const uint8_t* status
         cdef const uint32_t* inverse

@@ -189,7 +189,8 @@ cdef extern from "embstore/embstore.h" nogil:
     void es_ticket_destroy(es_ticket* ticket)
     uint64_t es_ticket_n(const es_ticket* ticket)
     uint64_t es_ticket_n_unique(const es_ticket* ticket)
-    int es_ticket_view(es_ticket* ticket, const int64_t** keys, const uint8_t** status, const uint32_t** inverse)
+    int es_ticket_view(es_ticket* ticket, const int64_t** keys, const uint8_t** status,
+                       const uint32_t** inverse)
     int es_find_many(es_batch* batches, uint64_t n_batches, int32_t missing)
     int es_find_or_insert_many(es_batch* batches, uint64_t n_batches, int64_t step,
                                int32_t admit_always)

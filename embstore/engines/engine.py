@@ -26,16 +26,12 @@ class Ticket(Protocol):
     The arrays lie in the ticket's memory, are read-only, and keep it alive.
     """
 
-    def keys(self) -> Keys:
-        """Return the unique keys in order of first occurrence, (n_unique,)."""
-        ...
+    def arrays(self) -> tuple[Keys, NDArray[np.uint8], NDArray[np.uint32]]:
+        """Return (keys, status, inverse).
 
-    def status(self) -> NDArray[np.uint8]:
-        """Return the `KeyStatus` of each unique key, (n_unique,)."""
-        ...
-
-    def inverse(self) -> NDArray[np.uint32]:
-        """Return the place of each key of the batch among the unique ones, (n,)."""
+        The unique keys in order of first occurrence, (n_unique,); the `KeyStatus` of each; and the
+        place of each key of the batch among them, (n,).
+        """
         ...
 
     def n_unique(self) -> int:
