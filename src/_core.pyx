@@ -48,7 +48,7 @@ cdef class CoreTicket:
         return array
 
     def arrays(self):
-        """Return (keys, status, inverse): unique keys by first occurrence, es_key_status, places."""
+        """Return (keys, status, inverse): unique keys by first occurrence, status, places."""
         cdef const int64_t* keys
         cdef const uint8_t* status
         cdef const uint32_t* inverse
