@@ -42,6 +42,7 @@ class Index {
   // ---- for the writer
   Cell find(uint64_t key, uint64_t hash) const;
   void prefetch(uint64_t hash) const { __builtin_prefetch(home_of(view_, hash)); }
+  void prefetch_to_write(uint64_t hash) const { __builtin_prefetch(home_of(view_, hash), 1); }
   // Puts an absent key; there must be room (ensure). Returns its cell.
   Cell insert(uint64_t key, uint64_t hash, uint32_t word);
   void set_word(const Cell& cell, uint32_t word);

@@ -385,10 +385,13 @@ inline void Table::make_rows(Ticket& ticket, uint32_t step) {
   }
 }
 
+constexpr uint64_t kInsertsAhead = 16;
+
 // From here on readers may see the rows: they are whole.
 inline void Table::publish_rows(const Ticket& ticket) {
   const Distinct& d = ticket.distinct;
   for (uint64_t i = 0; i < missing_.size(); ++i) {
+    if (i + kInsertsAhead < missing_.size()) index().prefetch_to_write(lookup_.hashes[missing_[i + kInsertsAhead]]);
     const uint32_t u = missing_[i];
     if (ticket.status[u] != ES_INSERTED) continue;
     const Cell& cell = lookup_.cells[u];
@@ -407,6 +410,7 @@ inline void Table::count_pending(const Ticket& ticket) {
   const Distinct& d = ticket.distinct;
   const uint64_t epoch = static_cast<uint64_t>(state_.candidate_epoch);  // 0 without candidate_ttl
   for (uint64_t i = 0; i < missing_.size(); ++i) {
+    if (i + kInsertsAhead < missing_.size()) index().prefetch_to_write(lookup_.hashes[missing_[i + kInsertsAhead]]);
     const uint32_t u = missing_[i];
     state_.n_refused += ticket.status[u] == ES_REFUSED;
     if (ticket.status[u] != ES_PENDING) continue;

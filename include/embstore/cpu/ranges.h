@@ -3,7 +3,6 @@
 #define EMBSTORE_CPU_RANGES_H_
 
 #include <algorithm>
-#include <atomic>
 
 #include "thread_pool.h"
 
@@ -21,15 +20,6 @@ template <class Run>
 void for_ranges(uint64_t n, const Run& run) {
   const uint32_t n_parts = n_parts_for(n);
   ThreadPool::instance().run(n_parts, [&](uint32_t part) { run(part, n * part / n_parts, n * (part + 1) / n_parts); });
-}
-
-// run(worker, piece) for each of n pieces: a worker takes the next one when it is done with one.
-template <class Run>
-void for_pieces(uint32_t n_workers, uint32_t n_pieces, const Run& run) {
-  std::atomic<uint32_t> next{0};
-  ThreadPool::instance().run(n_workers, [&](uint32_t worker) {
-    for (uint32_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < n_pieces;) run(worker, piece);
-  });
 }
 
 }  // namespace embstore::cpu
