@@ -20,10 +20,11 @@ MEETS, MISSES, PLAIN, INK = "#3b6fb6", "#c8643c", "#9aa3ad", "#222222"
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # of text on lines
 MOST_BARS = 24  # of one picture; more are split by dim
 WORDS = ("distribution", "pooling")  # axes whose values speak for themselves
-LESS = {
+UNITS = {
     "x": "times the time: lower is better",
     "us": "microseconds: lower is better",
     "ms": "milliseconds: lower is better",
+    "GB/s": "GB/s: higher is better",
 }
 STYLE = {
     "font.size": 9,
@@ -97,7 +98,7 @@ def panel(axes, case, figures):
     colors = [color_of(figure) for figure in figures]
     bars(axes, figures, [label_of(figure, names) for figure in figures], colors)
     is_less = any(f.target is not None and not f.target.is_at_least for f in figures)
-    axes.set_xlabel(LESS[unit] if is_less or unit != "x" else "times as fast: higher is better")
+    axes.set_xlabel(UNITS[unit] if is_less or unit != "x" else "times as fast: higher is better")
     shared = {name: value for name, value in figures[0].axes.items() if name not in names}
     axes.set_title(f"{case}: {shown_axes(shared)}")
 
