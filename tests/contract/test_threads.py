@@ -1,5 +1,8 @@
 """Batches that are big enough for several threads: what they give is that of one thread."""
 
+import itertools
+import threading
+
 import numpy as np
 import pytest
 from contract.tools import snapshot
@@ -106,3 +109,64 @@ def test_bags_are_pooled_as_their_rows(make_table, threads, keys, n_threads, dty
             assert np.allclose(pooled[bag], whole.sum(axis=0, dtype=np.float64), atol=1e-3)
     threads(1)
     assert np.array_equal(pooled, table.pooled(bags, offsets, mode="sum", weights=weights))
+
+
+def test_the_number_of_threads_may_change_at_any_time(make_table, threads, keys):
+    tables = [make_table(dim=3, optimizer=es.Adagrad(0.1)) for _ in range(2)]
+    grads = np.random.default_rng(1).standard_normal((N, 3), np.float32)
+    offsets = np.r_[0, 3000, np.arange(3000, N + 1, 10)]  # one bag is longer than any chunk
+
+    def train(table):
+        pooled = []
+        for step in range(15):
+            batch = table.find_or_insert(keys + 1000 * step, step=step)
+            table.apply_gradients(batch, grads, step=step)
+            table.assign(keys[:9000], grads[:9000], step=step)
+            pooled.append(table.pooled(keys, offsets, mode="mean"))
+        return np.array(pooled)
+
+    threads(1)
+    expected = train(tables[0])
+    is_done = threading.Event()
+
+    def change():
+        for n_threads in itertools.cycle([1, 7, 2, 16, 3]):
+            es.set_num_threads(n_threads)
+            if is_done.wait(0.0002):
+                return
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        assert np.array_equal(train(tables[1]), expected)
+    finally:
+        is_done.set()
+        changer.join()
+    assert snapshot(tables[0]) == snapshot(tables[1])
+
+
+def test_rows_of_bags_are_whole_beside_a_writer(make_table, threads):
+    threads(2)
+    table = make_table(dim=32)
+    keys = np.arange(6000)
+    table.find_or_insert(keys, step=0)
+    bags = np.r_[np.arange(0, 3001), 6000]  # one key each, and a long one
+    is_done = threading.Event()
+
+    def write():
+        for value in itertools.cycle([1.0, 2.0]):
+            table.assign(keys, np.full((len(keys), 32), value, np.float32), step=1)
+            if is_done.is_set():
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(50):
+            pooled = table.pooled(keys, bags, mode="mean")
+            assert np.isin(pooled[:-1], [1.0, 2.0]).all()
+            assert (pooled[:-1] == pooled[:-1, :1]).all()
+            assert ((pooled[-1] >= 1.0) & (pooled[-1] <= 2.0)).all()
+    finally:
+        is_done.set()
+        writer.join()

@@ -119,7 +119,7 @@ class Dedup {
     part_of_.resize(c.n);
     next_.resize(uint64_t{n_ranges} * n_parts);
     std::memset(next_.data(), 0, next_.size() * sizeof(uint32_t));
-    for_ranges(c.n, [&](uint32_t range, uint64_t first, uint64_t end) {
+    for_ranges(c.n, n_ranges, [&](uint32_t range, uint64_t first, uint64_t end) {
       kernels.split_keys(c.hash_keys, c.keys + first, end - first, n_parts, &next_[uint64_t{range} * n_parts],
                          part_of_.data() + first);
     });
@@ -130,7 +130,7 @@ class Dedup {
         at += std::exchange(next_[uint64_t{range} * n_parts + part], at);
       parts[part].n = at - parts[part].first;
     }
-    for_ranges(c.n, [&](uint32_t range, uint64_t first, uint64_t end) {
+    for_ranges(c.n, n_ranges, [&](uint32_t range, uint64_t first, uint64_t end) {
       uint32_t* const next = &next_[uint64_t{range} * n_parts];
       for (uint64_t i = first; i < end; ++i) out->order[next[part_of_[i]]++] = static_cast<uint32_t>(i);
     });

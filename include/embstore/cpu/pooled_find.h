@@ -22,19 +22,19 @@ class PooledReader {
         kernels_(kernels),
         default_row_(default_row),
         part_(part),
-        n_most_(std::max(Reader::kChunk, longest_bag(part))) {
-    const uint32_t n_threads = n_parts_for(part.n);
-    scratch_.resize(n_threads * pool_scratch_floats(format.dim));
-    sources_.resize(n_threads * n_most_);
-    words_.resize(n_threads * n_most_);
-    copies_.resize(n_threads * n_most_ * format.dim);  // touched beside a writer alone
+        n_threads_(n_parts_for(part.n)),
+        has_long_bags_(longest_bag(part) > Reader::kChunk) {
+    const uint64_t n_keys = has_long_bags_ ? part.n : n_threads_ * Reader::kChunk;
+    scratch_.resize(n_threads_ * pool_scratch_floats(format.dim));
+    sources_.resize(n_keys);
+    words_.resize(n_keys);
+    copies_.resize(n_keys * format.dim);  // touched beside a writer alone
   }
 
   void run() {
-    const uint32_t n_threads = n_parts_for(part_.n);
-    ThreadPool::instance().run(n_threads, [&](uint32_t thread) {
-      uint64_t bag = first_bag_of(part_, thread, n_threads);
-      const uint64_t end = first_bag_of(part_, thread + 1, n_threads);
+    ThreadPool::instance().run(n_threads_, [&](uint32_t thread) {
+      uint64_t bag = first_bag_of(part_, thread, n_threads_);
+      const uint64_t end = first_bag_of(part_, thread + 1, n_threads_);
       while (bag < end) {
         uint64_t next = bag + 1;
         while (next < end && n_keys(bag, next + 1) <= Reader::kChunk) ++next;
@@ -49,6 +49,11 @@ class PooledReader {
     return static_cast<uint64_t>(part_.offsets[end_bag] - part_.offsets[first_bag]);
   }
 
+  // Where a thread's room for the keys of some bags begins: its own chunk, or the keys' place in the part.
+  uint64_t room_of(uint32_t thread, uint64_t first_bag) const {
+    return has_long_bags_ ? static_cast<uint64_t>(part_.offsets[first_bag]) : thread * Reader::kChunk;
+  }
+
   // False, and no result, if a writer worked.
   bool pool_in_place(uint32_t thread, uint64_t first_bag, uint64_t end_bag) {
     const uint64_t writes_before = write_count_.load(std::memory_order_acquire);
@@ -57,8 +62,9 @@ class PooledReader {
     const FindContext c = {storage_.index.shared_view(&view_version), storage_.index.hash_keys(),
                            storage_.rows.values_slab(), storage_.rows.versions(), default_row_};
     const uint64_t n = n_keys(first_bag, end_bag);
-    const void** const sources = sources_.data() + thread * n_most_;
-    kernels_.find_rows(c, part_.keys + part_.offsets[first_bag], n, sources, words_.data() + thread * n_most_);
+    const uint64_t room = room_of(thread, first_bag);
+    const void** const sources = sources_.data() + room;
+    kernels_.find_rows(c, part_.keys + part_.offsets[first_bag], n, sources, words_.data() + room);
     pool(thread, first_bag, end_bag, sources, format_);
     std::atomic_thread_fence(std::memory_order_acquire);
     return write_count_.load(std::memory_order_relaxed) == writes_before;
@@ -66,14 +72,15 @@ class PooledReader {
 
   void pool_copies(uint32_t thread, uint64_t first_bag, uint64_t end_bag) {
     const uint64_t n = n_keys(first_bag, end_bag);
-    float* const copies = copies_.data() + thread * n_most_ * format_.dim;
+    const uint64_t room = room_of(thread, first_bag);
+    float* const copies = copies_.data() + room * format_.dim;
     FindArgs args = {};
     args.keys = part_.keys + part_.offsets[first_bag];
     args.rows = copies;
     args.row_dtype = Dtype::kF32;
     args.default_row = default_row_;
     Reader(storage_, write_count_, format_, kernels_, args).run(0, n);
-    const void** const sources = sources_.data() + thread * n_most_;
+    const void** const sources = sources_.data() + room;
     for (uint64_t i = 0; i < n; ++i) sources[i] = copies + i * format_.dim;
     pool(thread, first_bag, end_bag, sources, RowFormat{format_.dim, Dtype::kF32, false, 0});
   }
@@ -99,7 +106,8 @@ class PooledReader {
   const Kernels& kernels_;
   const void* const default_row_;
   const es_part& part_;
-  const uint64_t n_most_;  // keys at a time
+  const uint32_t n_threads_;
+  const bool has_long_bags_;  // longer than a chunk
   Scratch<float> scratch_;
   Scratch<const void*> sources_;
   Scratch<uint32_t> words_;

@@ -99,12 +99,13 @@ class BirthLists {
   void reserve(uint64_t n, uint64_t scratch_floats) {
     tasks_.resize(n);
     scratch_floats_ = round_up(scratch_floats, 16);
-    scratch_.resize(scratch_floats_ * n_parts_for(n));
+    n_parts_ = n_parts_for(n);
+    scratch_.resize(scratch_floats_ * n_parts_);
   }
   void set(uint64_t i, const RowTask& task) { tasks_[i] = task; }
 
   void run(const Kernels& kernels, const BirthContext& context) {
-    for_ranges(tasks_.size(), [&](uint32_t part, uint64_t first, uint64_t end) {
+    for_ranges(tasks_.size(), n_parts_, [&](uint32_t part, uint64_t first, uint64_t end) {
       BirthContext own = context;
       own.scratch = scratch_.data() + part * scratch_floats_;
       kernels.birth_rows(own, tasks_.data() + first, end - first);
@@ -121,6 +122,7 @@ class BirthLists {
   uint64_t bytes() const { return tasks_.bytes() + scratch_.bytes(); }
 
  private:
+  uint32_t n_parts_ = 1;
   uint64_t scratch_floats_ = 0;
   Scratch<RowTask> tasks_;
   Scratch<float> scratch_;
