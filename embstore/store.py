@@ -279,7 +279,7 @@ class Store:
                 f"{where}: features {list(batches)} of table {name!r} are not of one batch"
             )
         ticket = batch._ticket_of(table, where)
-        if sum(b.n_keys for b in of_batch.values()) != len(batch.inverse):
+        if sum(b.n_keys for b in of_batch.values()) != ticket.n():
             raise ArgumentError(
                 f"{where}: table {name!r} needs all features of its batch, got {list(batches)} only"
             )

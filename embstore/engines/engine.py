@@ -34,6 +34,10 @@ class Ticket(Protocol):
         """
         ...
 
+    def n(self) -> int:
+        """Return the number of keys."""
+        ...
+
     def n_unique(self) -> int:
         """Return the number of unique keys."""
         ...
