@@ -4,13 +4,13 @@
 that bookkeeping out. Both builds run in processes of their own and take turns.
 """
 
-from contextlib import ExitStack
+from dataclasses import replace
 
-from bench import harness, machine, targets
-from bench.bench_train import OURS, SCALES, step_case
-from bench.harness import Case, Contender, Ratio, product
-from bench.twins import NOTHING, build_remote
-from bench.worker import Worker, this_build
+from bench import machine, targets
+from bench.bench_train import SCALES, step_case
+from bench.harness import Ratio, product
+from bench.twins import measure_builds
+from bench.worker import this_build
 
 WITH, WITHOUT = "step with accounting", "step without"
 
@@ -25,26 +25,8 @@ def cases(scale, seed=0):
         batch=size.batch,
         threads=1,
     ):
-        yield step_case(axes, size, seed)
-
-
-def paired(scale, seed, workers):
-    """Yield each step as a case of two processes: `workers` has one for each name."""
-    for i_case, case in enumerate(cases(scale, seed)):
-        found = [
-            Contender(name, build_remote(worker, __name__, scale, seed, i_case, OURS))
-            for name, worker in workers.items()
-        ]
-        yield Case(
-            name="accounting",
-            axes=case.axes,
-            setup=NOTHING,
-            contenders=tuple(found),
-            figures=(Ratio(WITHOUT, WITH, targets.ACCOUNTING),),
-            n_batches=case.n_batches,
-            rounds=2 * case.rounds,
-            seed=seed,
-        )
+        case = step_case(axes, size, seed)
+        yield replace(case, name="accounting", rounds=2 * case.rounds)
 
 
 def measure(scale, seed, report, twins=None):
@@ -53,6 +35,5 @@ def measure(scale, seed, report, twins=None):
         print(f"SKIPPED: accounting: {why}")
         return [], []
     builds = {WITH: this_build(), WITHOUT: machine.WITHOUT_ACCOUNTING}
-    with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(build)) for name, build in builds.items()}
-        return harness.measure(paired(scale, seed, workers), report)
+    figures = (Ratio(WITHOUT, WITH, targets.ACCOUNTING),)
+    return measure_builds(builds, __name__, scale, seed, report, figures)

@@ -4,12 +4,12 @@
 builds run in processes of their own and take turns.
 """
 
-from contextlib import ExitStack
+from dataclasses import replace
 
-from bench import bench_lookup, bench_train, harness, machine
-from bench.harness import Case, Contender, Ratio, Scale, axes_of, product
-from bench.twins import NOTHING, build_remote
-from bench.worker import Worker, this_build
+from bench import bench_lookup, bench_train, machine
+from bench.harness import Ratio, Scale, axes_of, product
+from bench.twins import measure_builds
+from bench.worker import this_build
 
 SCALES = {
     "tiny": Scale(n_rows=2000, batch=256, rounds=2),
@@ -26,30 +26,11 @@ def cases(scale, seed=0):
     axes = axes_of(n_rows=size.n_rows, batch=size.batch, distribution="uniform", threads=1)
     for dim in (64, 16):
         lookup = {"dim": dim, "load": 0.7, "hit_rate": 1.0}
-        yield bench_lookup.find_case(axes | lookup, size, seed)
+        found = [bench_lookup.find_case(axes | lookup, size, seed)]
         for more in product(dim=dim, distribution=("uniform", "zipf")):
-            yield bench_train.step_case(axes | more, size, seed)
-
-
-def paired(scale, seed, workers):
-    """Yield each case as one of several processes: `workers` has one for each build."""
-    for i_case, case in enumerate(cases(scale, seed)):
-        ours = next(c.name for c in case.contenders if c.is_ours)
-        found = [
-            Contender(name, build_remote(worker, __name__, scale, seed, i_case, ours))
-            for name, worker in workers.items()
-        ]
-        yield Case(
-            name=case.name,
-            axes=case.axes,
-            setup=NOTHING,
-            contenders=tuple(found),
-            figures=tuple(Ratio(name, AS_IT_IS) for name in workers if name != AS_IT_IS),
-            n_batches=case.n_batches,
-            rounds=case.rounds,
-            max_seconds=2 * case.max_seconds,
-            seed=seed,
-        )
+            found.append(bench_train.step_case(axes | more, size, seed))
+        for case in found:
+            yield replace(case, max_seconds=2 * case.max_seconds)
 
 
 def measure(scale, seed, report, twins=None):
@@ -58,6 +39,5 @@ def measure(scale, seed, report, twins=None):
         print(f"SKIPPED: distances: {why}")
         return [], []
     builds = {AS_IT_IS: this_build()} | {f.name: f for f in machine.distances()}
-    with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(build)) for name, build in builds.items()}
-        return harness.measure(paired(scale, seed, workers), report)
+    figures = tuple(Ratio(name, AS_IT_IS) for name in builds if name != AS_IT_IS)
+    return measure_builds(builds, __name__, scale, seed, report, figures)

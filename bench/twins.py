@@ -1,10 +1,12 @@
 """Contenders of other builds of embstore: the same ones as ours, in a process of their own."""
 
 import gc
+from contextlib import ExitStack
 from dataclasses import replace
 
 from bench import harness
-from bench.worker import RemoteCall, attribute
+from bench.harness import Contender
+from bench.worker import RemoteCall, Worker, attribute
 
 
 def build_remote(worker, module, scale, seed, i_case, name):
@@ -65,3 +67,29 @@ def lane(module, scale, seed, i_case, name):
     call = contender.build(workspace_of(case.setup), case)
     harness.set_threads(contender.threads)
     return harness.Lane(contender, call, offset=0)
+
+
+def side_by_side(builds, module, scale, seed, figures):
+    """Yield the cases of a benchmark with our first contender, as run by each of the builds.
+
+    `builds` is a dict from names to `Worker`s; `figures` those of every case.
+    """
+    for i_case, case in enumerate(attribute(module, "cases")(scale, seed)):
+        ours = next(c.name for c in case.contenders if c.is_ours)
+        yield replace(
+            case,
+            setup=NOTHING,
+            contenders=tuple(
+                Contender(name, build_remote(worker, module, scale, seed, i_case, ours))
+                for name, worker in builds.items()
+            ),
+            figures=figures,
+            check=None,
+        )
+
+
+def measure_builds(folders, module, scale, seed, report, figures):
+    """Run a benchmark's cases by the builds in `folders`, by name, in turn; see `side_by_side`."""
+    with ExitStack() as stack:
+        builds = {name: stack.enter_context(Worker(folder)) for name, folder in folders.items()}
+        return harness.measure(side_by_side(builds, module, scale, seed, figures), report)
