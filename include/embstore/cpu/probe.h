@@ -152,9 +152,11 @@ EMB_FN void for_each_home(const View& view, const HashKeys& hash_keys, const int
 // Keys whose home bucket neither holds them nor ends the probe, about one in seven at the greatest load. They are
 // looked for later, when the next bucket has arrived: to wait for it would cost more than all the rest, and no guess is
 // right about which keys they are.
+EMB_CONST uint32_t kMostLate = 64;
+
 struct LateProbes {
-  Bucket* buckets[64];
-  uint32_t numbers[64];
+  Bucket* buckets[kMostLate];
+  uint32_t numbers[kMostLate];
   uint32_t n;
 };
 
@@ -171,7 +173,7 @@ EMB_FN Cell look_once(LateProbes* late, Bucket* home, uint64_t key, uint32_t num
   return Cell{is_found ? home : nullptr, slot, is_found ? load_shared(&home->word[slot]) : kWordEmpty};
 }
 
-EMB_FN bool is_full(const LateProbes& late) { return late.n == 64; }
+EMB_FN bool is_full(const LateProbes& late) { return late.n == kMostLate; }
 
 // found(number, cell) for those that were late; key_of(number) is the key.
 template <class KeyOf, class Found>

@@ -1,8 +1,7 @@
 // What the forward pass leaves to the backward pass: the batch's distinct keys and their rows.
 //
-// 1. A row is good while no row has been removed since; otherwise while it is live and still names the key. Else the
-// key
-//    is probed once more.
+// 1. A row is good while no row has been removed since; otherwise while it is live and still names the key. Else
+//    the key is probed once more.
 // 2. A ticket belongs to one table, and to the life of it between two clears.
 // 3. Its memory goes back to the table's shelf, and to the next batch.
 #ifndef EMBSTORE_CPU_TICKET_H_

@@ -63,6 +63,11 @@ inline RowArrays arrays_from(const RowArrays& a, uint64_t at, const RowFormat& f
                    a.step != nullptr ? a.step + at : nullptr};
 }
 
+template <class T>
+void reserve_amortized(std::vector<T>& v, uint64_t n) {
+  if (v.capacity() < n) v.reserve(std::max<uint64_t>(n, v.capacity() * 2));
+}
+
 // Rows that left the table and that somebody wants to see.
 class EvictedRows {
  public:
@@ -104,11 +109,6 @@ class EvictedRows {
   }
 
  private:
-  template <class T>
-  static void reserve_amortized(std::vector<T>& v, uint64_t n) {
-    if (v.capacity() < n) v.reserve(std::max<uint64_t>(n, v.capacity() * 2));
-  }
-
   void resize(uint64_t n, const RowFormat& f) {
     keys_.resize(n);
     values_.resize(n * value_bytes(f));
@@ -135,8 +135,7 @@ class ChangeLog {
   void reserve(uint64_t n_ids, uint64_t n_removed) {
     if (!is_on_) return;
     if (is_dirty_.size() < n_ids) is_dirty_.resize(std::max<uint64_t>(n_ids, is_dirty_.size() * 3 / 2));
-    const uint64_t n = removed_.size() + n_removed;
-    if (removed_.capacity() < n) removed_.reserve(std::max(n, removed_.capacity() * 2));
+    reserve_amortized(removed_, removed_.size() + n_removed);
   }
 
   void note_written(uint32_t row) {
