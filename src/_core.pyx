@@ -16,7 +16,7 @@ from core_arrays cimport *
 from core_config cimport *
 from embstore_abi cimport *
 
-from embstore.errors import ClosedTableError, OutOfMemoryError
+from embstore.errors import CheckpointError, ClosedTableError, OutOfMemoryError
 
 cnp.import_array()
 cdef Py_ssize_t KEEP_GIL_BYTES = 64 * 1024
@@ -547,3 +547,4 @@ def plan(dict config, uint64_t n_rows, uint64_t n_candidates):
 
 include "core_buffers.pxi"
 include "core_many.pxi"
+include "core_snapshot.pxi"

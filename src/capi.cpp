@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <system_error>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -25,6 +26,11 @@ using embstore::Dtype;
 
 struct es_table {
   cpu::Table table;
+};
+
+struct es_snapshot {
+  es_table* table;
+  std::shared_ptr<cpu::Snapshot> snapshot;
 };
 
 struct es_ticket {
@@ -114,6 +120,16 @@ void require_batch(uint64_t n, const void* keys, int64_t step) {
   require(n < UINT32_MAX, "a batch has at most 2^32 - 2 keys");
   require(n == 0 || keys != nullptr, "keys is null");
   require(step >= 0, "step is negative");
+}
+
+uint32_t threads_of(int32_t n_threads) {
+  require(n_threads >= 1, "n_threads is less than 1");
+  return std::min(static_cast<uint32_t>(n_threads), static_cast<uint32_t>(cpu::ThreadPool::instance().n_threads()));
+}
+
+void require_good(const cpu::Snapshot& snapshot) {
+  const int error = snapshot.error();
+  if (error != 0) throw cpu::Error(ES_SNAPSHOT, "the snapshot was lost: " + std::system_category().message(error));
 }
 
 cpu::Parts parts_of(const es_batch& batch) { return cpu::Parts{batch.parts, batch.n_parts}; }
@@ -429,6 +445,98 @@ int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t* out_up
 
 int es_changes_reset(es_table* table) {
   return guarded([&] { table->table.changes_reset(); });
+}
+
+int es_snapshot_begin(es_table* table, int32_t delta, uint64_t log_bytes, int32_t file, es_snapshot** out) {
+  return guarded([&] {
+    auto snapshot = std::make_unique<es_snapshot>();
+    snapshot->table = table;
+    snapshot->snapshot = table->table.snapshot_begin(delta != 0, log_bytes, file);
+    *out = snapshot.release();
+  });
+}
+
+int es_snapshot_prepare(es_snapshot* snapshot, int32_t n_threads) {
+  return guarded([&] {
+    snapshot->snapshot->prefault();
+    snapshot->snapshot->prepare(threads_of(n_threads));
+  });
+}
+
+int es_snapshot_get_stats(es_snapshot* snapshot, es_snapshot_stats* out) {
+  return guarded([&] {
+    require(out->struct_size == sizeof(es_snapshot_stats), "es_snapshot_stats is of another version");
+    cpu::Snapshot& s = *snapshot->snapshot;
+    *out = es_snapshot_stats{sizeof(es_snapshot_stats), s.error(),          s.n_rows(),   s.n_live(),
+                             s.candidates().size(),     s.deleted().size(), s.n_in_file()};
+  });
+}
+
+int es_snapshot_state(es_snapshot* snapshot, es_state* out) {
+  return guarded([&] { *out = snapshot->snapshot->state(); });
+}
+
+int es_snapshot_counts(es_snapshot* snapshot, int32_t candidates, uint64_t* counts) {
+  return guarded([&] {
+    for (uint32_t p = 0; p < embstore::kPartitions; ++p) counts[p] = candidates != 0 ? 0 : snapshot->snapshot->count(p);
+    if (candidates == 0) return;
+    for (const cpu::Candidate& candidate : snapshot->snapshot->candidates())
+      ++counts[embstore::partition_of(static_cast<uint64_t>(candidate.key))];
+  });
+}
+
+int es_snapshot_rows(es_snapshot* snapshot, uint64_t first, uint64_t n, int32_t n_threads, int64_t* keys, void* values,
+                     float* slots, uint32_t* freq, int64_t* step, uint64_t* n_nonfinite) {
+  return guarded([&] {
+    cpu::Snapshot& s = *snapshot->snapshot;
+    require(first <= s.n_rows() && n <= s.n_rows() - first, "a snapshot has fewer rows");
+    *n_nonfinite = s.read_rows(first, n, cpu::RowArrays{keys, values, slots, freq, step}, threads_of(n_threads));
+    require_good(s);
+  });
+}
+
+int es_snapshot_deleted(es_snapshot* snapshot, int64_t* keys) {
+  return guarded([&] {
+    const std::vector<int64_t>& deleted = snapshot->snapshot->deleted();
+    std::copy(deleted.begin(), deleted.end(), keys);
+    require_good(*snapshot->snapshot);
+  });
+}
+
+int es_snapshot_candidates(es_snapshot* snapshot, uint64_t first, uint64_t n, int64_t* keys, uint32_t* counts,
+                           int64_t* epochs) {
+  return guarded([&] {
+    const std::vector<cpu::Candidate>& all = snapshot->snapshot->candidates();
+    require(first <= all.size() && n <= all.size() - first, "a snapshot has fewer candidates");
+    const int64_t latest = snapshot->snapshot->state().candidate_epoch;
+    for (uint64_t i = 0; i < n; ++i) {
+      keys[i] = all[first + i].key;
+      counts[i] = embstore::candidate_count(all[first + i].word);
+      epochs[i] = embstore::candidate_epoch(all[first + i].word, latest);
+    }
+  });
+}
+
+int es_snapshot_bloom(es_snapshot* snapshot, uint32_t partition, uint8_t* out) {
+  return guarded([&] {
+    snapshot->table->table.snapshot_bloom(*snapshot->snapshot, partition, out);
+    require_good(*snapshot->snapshot);
+  });
+}
+
+int es_snapshot_end(es_snapshot* snapshot, int32_t is_saved) {
+  const std::unique_ptr<es_snapshot> gone(snapshot);
+  return guarded([&] { gone->table->table.snapshot_end(*gone->snapshot, is_saved != 0); });
+}
+
+int es_check_rows(const int64_t* keys, uint64_t n, uint32_t first, uint32_t last, const int64_t* previous,
+                  const void* values, int32_t value_dtype, uint32_t dim, const float* slots, uint32_t slot_floats,
+                  uint64_t* first_out_of_order, uint64_t* n_nonfinite) {
+  return guarded([&] {
+    require(value_dtype >= ES_F32 && value_dtype <= ES_BF16, "unknown dtype");
+    *first_out_of_order = cpu::first_out_of_order(keys, n, first, last, previous);
+    *n_nonfinite = cpu::n_nonfinite_rows(values, static_cast<Dtype>(value_dtype), dim, slots, slot_floats, n);
+  });
 }
 
 int es_buffer_take(uint64_t n_bytes, es_buffer** out) {

@@ -22,8 +22,9 @@ cdef inline int check(int status, str where) except -1:
         errors.TicketError,
         errors.ForkError,
         errors.InternalError,
+        errors.CheckpointError,
     )
-    error = by_status[status - 1 if 0 < status <= len(by_status) else len(by_status) - 1]
+    error = by_status[status - 1 if 0 < status <= len(by_status) else 7]
     raise error(f"{where}: {text}")
 
 

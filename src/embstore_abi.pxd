@@ -10,7 +10,10 @@ cdef extern from "embstore/embstore.h" nogil:
         pass
     ctypedef struct es_buffer:
         pass
+    ctypedef struct es_snapshot:
+        pass
     const int ES_OK
+    const int ES_SNAPSHOT
     const int ES_F32
     const int ES_F16
     const int ES_BF16
@@ -84,6 +87,15 @@ cdef extern from "embstore/embstore.h" nogil:
         uint64_t n_nonfinite
         uint64_t n_steps_clamped
         uint64_t n_bloom_added
+
+    ctypedef struct es_snapshot_stats:
+        uint32_t struct_size
+        int32_t error
+        uint64_t n_rows
+        uint64_t n_live
+        uint64_t n_candidates
+        uint64_t n_deleted
+        uint64_t n_in_file
 
     ctypedef struct es_stats:
         uint32_t struct_size
@@ -220,6 +232,24 @@ cdef extern from "embstore/embstore.h" nogil:
     int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t* upserted,
                         uint64_t capacity_deleted, int64_t* deleted)
     int es_changes_reset(es_table* table)
+    int es_snapshot_begin(es_table* table, int32_t delta, uint64_t log_bytes, int32_t file,
+                          es_snapshot** out)
+    int es_snapshot_prepare(es_snapshot* snapshot, int32_t n_threads)
+    int es_snapshot_get_stats(es_snapshot* snapshot, es_snapshot_stats* out)
+    int es_snapshot_state(es_snapshot* snapshot, es_state* out)
+    int es_snapshot_counts(es_snapshot* snapshot, int32_t candidates, uint64_t* counts)
+    int es_snapshot_rows(es_snapshot* snapshot, uint64_t first, uint64_t n, int32_t n_threads,
+                         int64_t* keys, void* values, float* slots, uint32_t* freq, int64_t* step,
+                         uint64_t* n_nonfinite)
+    int es_snapshot_deleted(es_snapshot* snapshot, int64_t* keys)
+    int es_snapshot_candidates(es_snapshot* snapshot, uint64_t first, uint64_t n, int64_t* keys,
+                               uint32_t* counts, int64_t* epochs)
+    int es_snapshot_bloom(es_snapshot* snapshot, uint32_t partition, uint8_t* out)
+    int es_snapshot_end(es_snapshot* snapshot, int32_t is_saved)
+    int es_check_rows(const int64_t* keys, uint64_t n, uint32_t first, uint32_t last,
+                      const int64_t* previous, const void* values, int32_t value_dtype,
+                      uint32_t dim, const float* slots, uint32_t slot_floats,
+                      uint64_t* first_out_of_order, uint64_t* n_nonfinite)
     int es_buffer_take(uint64_t n_bytes, es_buffer** out)
     void* es_buffer_data(const es_buffer* buffer)
     void es_buffer_give(es_buffer* buffer)

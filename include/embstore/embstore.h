@@ -33,7 +33,8 @@ typedef enum es_status {
   ES_MISSING_KEY = 5,   /* missing = raise and a key has no row */
   ES_TICKET = 6,        /* the ticket is of another table, or of before a clear() */
   ES_FORKED = 7,        /* a write in a forked child */
-  ES_INTERNAL = 8
+  ES_INTERNAL = 8,
+  ES_SNAPSHOT = 9 /* a snapshot was lost: the disk is full, or there was no memory */
 } es_status;
 
 typedef enum es_dtype { ES_F32 = 0, ES_F16 = 1, ES_BF16 = 2 } es_dtype;
@@ -315,6 +316,51 @@ ES_API int es_changes_count(es_table* table, uint64_t* n_upserted, uint64_t* n_d
 ES_API int es_changes_read(es_table* table, uint64_t capacity_upserted, int64_t* upserted, uint64_t capacity_deleted,
                            int64_t* deleted);
 ES_API int es_changes_reset(es_table* table);
+
+/* A snapshot: the table as of one moment, read by one thread while writers go on. A table has one at a time, and must
+ * outlive it. Writers copy rows that have not been read yet into a log of log_bytes before they change them, and beyond
+ * that into `file`, a descriptor of an empty file (-1: none). If the file fails, or memory, the snapshot is lost, not
+ * the write: reading it gives ES_SNAPSHOT, and es_snapshot_stats the errno. */
+typedef struct es_snapshot es_snapshot;
+
+typedef struct es_snapshot_stats {
+  uint32_t struct_size;
+  int32_t error;   /* errno of what lost the snapshot; 0: it is good */
+  uint64_t n_rows; /* to be read */
+  uint64_t n_live; /* at the cut; the same, but for a delta */
+  uint64_t n_candidates;
+  uint64_t n_deleted; /* of a delta: keys removed since the change log began that had no row at the cut */
+  uint64_t n_in_file; /* rows that went to the file so far */
+} es_snapshot_stats;
+
+/* The cut. With delta, the rows that the change log names, else all; either way a new change log begins. */
+ES_API int es_snapshot_begin(es_table* table, int32_t delta, uint64_t log_bytes, int32_t file, es_snapshot** out);
+/* Memory of the log, and the order of the rows, on at most n_threads. Before anything is read. */
+ES_API int es_snapshot_prepare(es_snapshot* snapshot, int32_t n_threads);
+ES_API int es_snapshot_get_stats(es_snapshot* snapshot, es_snapshot_stats* out);
+ES_API int es_snapshot_state(es_snapshot* snapshot, es_state* out);
+/* counts: 256 numbers, the rows to be read (or candidates) of each partition. */
+ES_API int es_snapshot_counts(es_snapshot* snapshot, int32_t candidates, uint64_t* counts);
+/* Rows [first, first + n) by (partition, key), each of which can be read once. n_nonfinite: those with NaN or infinity.
+ */
+ES_API int es_snapshot_rows(es_snapshot* snapshot, uint64_t first, uint64_t n, int32_t n_threads, int64_t* keys,
+                            void* values, float* slots, uint32_t* freq, int64_t* step, uint64_t* n_nonfinite);
+/* keys: (n_deleted,) by (partition, key). */
+ES_API int es_snapshot_deleted(es_snapshot* snapshot, int64_t* keys);
+/* Candidates [first, first + n) by (partition, key). */
+ES_API int es_snapshot_candidates(es_snapshot* snapshot, uint64_t first, uint64_t n, int64_t* keys, uint32_t* counts,
+                                  int64_t* epochs);
+/* Sub-filters are read in ascending order, each once. */
+ES_API int es_snapshot_bloom(es_snapshot* snapshot, uint32_t partition, uint8_t* out);
+/* Ends it. is_saved = 0: what the change log had before the cut joins what it has now. */
+ES_API int es_snapshot_end(es_snapshot* snapshot, int32_t is_saved);
+
+/* Rows that come out of a file: the place of the first key that is not of partitions [first, last] or does not come
+ * after the one before (`previous` may be NULL) by (partition, key), n if there is none; and how many rows have NaN or
+ * infinity among values (n, dim) of value_dtype or slots (n, slot_floats). */
+ES_API int es_check_rows(const int64_t* keys, uint64_t n, uint32_t first, uint32_t last, const int64_t* previous,
+                         const void* values, int32_t value_dtype, uint32_t dim, const float* slots,
+                         uint32_t slot_floats, uint64_t* first_out_of_order, uint64_t* n_nonfinite);
 
 /* Memory for outputs, of all tables together: blocks that went back wait for the next call with their pages, up to
  * limit_bytes (EMBSTORE_BUFFER_BYTES, 256 MiB by default; 0 keeps none). A block holds whatever was in it. */

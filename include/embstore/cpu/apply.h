@@ -144,6 +144,7 @@ inline es_apply_report Table::apply_locked(Ticket& ticket, const GradientView& g
   updates_.split(distinct, ticket.rows.data());
   report.n_applied = updates_.n_wanted_in_all();
   advance_base(step);
+  protect(ticket);
   Commit commit(*this);
   step = clamped(step);
   note_train_step(step);
@@ -230,6 +231,7 @@ inline es_assign_report Table::assign(const int64_t* keys, uint64_t n, const flo
   forget_counts(ticket);
   reserve_for(ticket, room);
   es_assign_report report = {};
+  protect(ticket);
   Commit commit(*this);
   step = clamped(step);
   remove_victims(room.victims);
@@ -256,15 +258,21 @@ inline void Table::import(const int64_t* keys, uint64_t n, const void* values, c
                           const int64_t* step) {
   Writer writer(*this);
   int64_t latest = step == nullptr ? state_.step : 0;  // of the rows
+  int64_t earliest = latest;
   for (uint64_t i = 0; step != nullptr && i < n; ++i) {
     require(step[i] >= 0, "import: a step is negative");
     latest = std::max(latest, step[i]);
+    earliest = std::min(earliest, step[i]);
   }
   HeldTicket held = new_ticket();
   Ticket& ticket = *held;
-  look_up(JoinedKeys(keys, n), 1, &ticket);
+  if (first_out_of_order(keys, n, 0, kPartitions - 1, nullptr) == n) {  // as a checkpoint holds them
+    Dedup::run_distinct(kernels_, index(), keys, n, &ticket.distinct, &lookup_);
+  } else {
+    look_up(JoinedKeys(keys, n), 1, &ticket);
+    require(ticket.distinct.n_unique == n, "import: a key is given twice");
+  }
   note_found(ticket, ES_INSERTED);
-  require(ticket.distinct.n_unique == n, "import: a key is given twice");
   const Room room = count_needs(ticket);
   const bool has_rows = config_.c.max_rows == 0 || rows().n_live() + room.n_rows <= config_.c.max_rows;
   const bool has_bytes = fitting_prefix(ticket, 0) == missing_.size();
@@ -275,13 +283,14 @@ inline void Table::import(const int64_t* keys, uint64_t n, const void* values, c
   reserve_for(ticket, room);
   advance_base(latest);
   const ImportArgs args = {values, slots, freq, step};
+  protect(ticket);
   Commit commit(*this);
   make_rows(ticket, 0);
-  for (uint64_t u = 0; u < n; ++u) {
-    const bool is_new = ticket.status[u] == ES_INSERTED;
-    import_row(ticket.rows[u], is_new, u, args);
-    log_.note_written(ticket.rows[u]);
-  }
+  const bool is_each_apart = missing_.size() == n && earliest >= state_.step_base;
+  for_ranges(n, is_each_apart ? n_parts_for(n) : 1, [&](uint32_t, uint64_t begin, uint64_t end) {
+    for (uint64_t u = begin; u < end; ++u) import_row(ticket.rows[u], ticket.status[u] == ES_INSERTED, u, args);
+  });
+  for (uint64_t u = 0; log_.is_on() && u < n; ++u) log_.note_written(ticket.rows[u]);
   publish_rows(ticket);
   state_.step = std::max(state_.step, latest);
 }

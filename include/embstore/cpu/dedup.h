@@ -106,6 +106,32 @@ class Dedup {
     lookup->layout = index.layout();
   }
 
+  // The same for keys that are known to be distinct: nothing is searched for but their cells.
+  static void run_distinct(const Kernels& kernels, const Index& index, const int64_t* keys, uint64_t n, Distinct* out,
+                           Lookup* lookup) {
+    out->keys.resize(n);
+    out->first.resize(n);
+    out->n_positions.resize(n);
+    out->inverse.resize(n);
+    out->order.resize(0);
+    out->parts.resize(1)[0] = DistinctPart{0, n, n};
+    out->n_unique = n;
+    lookup->hashes.resize(n);
+    lookup->cells.resize(n);
+    for_ranges(n, [&](uint32_t, uint64_t begin, uint64_t end) {
+      for (uint64_t i = begin; i < end; ++i) {
+        out->keys[i] = static_cast<uint64_t>(keys[i]);
+        out->first[i] = out->inverse[i] = static_cast<uint32_t>(i);
+        out->n_positions[i] = 1;
+        lookup->hashes[i] = index.hash(out->keys[i]);
+      }
+      kernels.find_cells(index.view(), out->keys.data() + begin, lookup->hashes.data() + begin, end - begin,
+                         lookup->cells.data() + begin);
+    });
+    lookup->occurrences = out->n_positions.data();
+    lookup->layout = index.layout();
+  }
+
   uint64_t bytes() const { return slots_.bytes() + part_of_.bytes() + next_.bytes(); }
 
  private:

@@ -76,6 +76,14 @@ class Index {
         if (view_.from[b].word[i] >= kWordFirstRow) visit(Cell{&view_.from[b], i, view_.from[b].word[i]});
   }
 
+  // Calls visit(key, word) for each candidate or row of buckets [first, end), of n_scanned_buckets() in all; a move may
+  // be under way. Several threads may scan.
+  uint64_t n_scanned_buckets() const {
+    return view_.n_from + pad_of(view_.n_from) + (view_.to != nullptr ? view_.n_to + pad_of(view_.n_to) : 0);
+  }
+  template <class Visit>
+  void scan(uint64_t first, uint64_t end, const Visit& visit) const;
+
  private:
   static constexpr uint64_t kLeastBuckets = 4;
   static constexpr uint64_t kMoveAtOnce = 4096;   // buckets: smaller indexes move in one go
@@ -147,6 +155,21 @@ inline void Index::publish() {
   shared_boundary_.store(view_.boundary, std::memory_order_relaxed);
   version_.fetch_add(1, std::memory_order_release);
   ++layout_;
+}
+
+template <class Visit>
+void Index::scan(uint64_t first, uint64_t end, const Visit& visit) const {
+  const uint64_t n_from = view_.n_from + pad_of(view_.n_from);
+  for (uint64_t b = first; b < end; ++b) {
+    const bool is_in_from = b < n_from;
+    const Bucket& bucket = is_in_from ? view_.from[b] : view_.to[b - n_from];
+    for (uint32_t i = 0; i < kCells; ++i) {
+      if (bucket.word[i] < kWordFirstRow) continue;
+      const bool may_be_dead = is_in_from && view_.to != nullptr;
+      if (may_be_dead && bucket_of(hash(bucket.key[i]), view_.n_from) < view_.boundary) continue;
+      visit(bucket.key[i], bucket.word[i]);
+    }
+  }
 }
 
 inline Cell Index::find(uint64_t key, uint64_t hash) const { return find_cell(home_of(view_, hash), key); }

@@ -90,12 +90,14 @@ inline void Table::expire_candidates(int64_t step) {
 inline void Table::halve_bloom() {
   uint64_t* words = reinterpret_cast<uint64_t*>(bloom_.data());
   const uint64_t n = config_.bloom_bytes() / sizeof(uint64_t);
+  if (snapshot_ != nullptr) snapshot_->freeze_bloom();
   for (uint64_t i = 0; i < n; ++i) words[i] = bloom_halved(words[i], config_.bloom.cell_bits);
   state_.n_bloom_added = 0;
 }
 
 inline void Table::halve_frequencies() {
   log_.reserve(rows().n_ids(), 0);
+  if (snapshot_ != nullptr) snapshot_->freeze_metas();
   Commit commit(*this);
   rows().for_each(0, rows().n_ids(), [&](uint32_t row, Meta* meta) {
     __atomic_store_n(&meta->freq, meta->freq >> 1, __ATOMIC_RELAXED);
@@ -110,6 +112,7 @@ inline void Table::advance_base(int64_t step) {
   const int64_t base = step - (int64_t{1} << 31);
   const uint64_t delta = static_cast<uint64_t>(base - state_.step_base);
   log_.reserve(rows().n_ids(), 0);
+  if (snapshot_ != nullptr) snapshot_->freeze_metas();
   Commit commit(*this);
   rows().for_each(0, rows().n_ids(), [&](uint32_t row, Meta* meta) {
     const bool is_clamped = meta->step < delta;
@@ -220,7 +223,8 @@ inline uint64_t Table::own_bytes() const { return bloom_.bytes() + log_.bytes() 
 
 inline uint64_t Table::scratch_bytes() const {
   return dedup_.bytes() + lookup_.bytes() + gradients_.bytes() + sums_.bytes() + updates_.bytes() + births_.bytes() +
-         pooling_.bytes() + selection_.bytes() + shelf_->bytes() + export_order_.bytes();
+         pooling_.bytes() + selection_.bytes() + shelf_->bytes() + export_order_.bytes() +
+         (snapshot_ != nullptr ? snapshot_->bytes() : 0);
 }
 
 inline uint64_t Table::bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_victims) const {
@@ -344,6 +348,7 @@ inline void Table::reserve_pooling(const Parts& parts) {
 // ---- committing
 
 inline void Table::commit_insert(Ticket& ticket, const Room& room, int64_t step) {
+  protect(ticket);
   Commit commit(*this);
   remove_victims(room.victims);
   touch_hits(ticket);
@@ -416,6 +421,7 @@ inline void Table::count_pending(const Ticket& ticket) {
     if (ticket.status[u] != ES_PENDING) continue;
     if (config_.has_bloom()) {
       uint8_t* block = reinterpret_cast<uint8_t*>(bloom_.data()) + places_[u].block * kBloomBlockBytes;
+      if (snapshot_ != nullptr) snapshot_->keep_block(places_[u].block);
       bloom_add(block, places_[u], config_.bloom.cell_bits, lookup_.occurrences[u]);
       state_.n_bloom_added += before_[u] == 0;
       continue;

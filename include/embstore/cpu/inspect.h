@@ -37,7 +37,7 @@ inline es_stats Table::stats() {
 inline void Table::partition_counts(bool candidates, uint64_t* counts) {
   Writer writer(*this);
   if (!candidates) {
-    export_order_.prepare(rows(), write_count_.load(std::memory_order_relaxed));
+    export_order_.prepare(LiveRows{rows()}, write_count_.load(std::memory_order_relaxed));
     for (uint32_t p = 0; p < kPartitions; ++p) counts[p] = export_order_.count(p);
     return;
   }
@@ -51,11 +51,11 @@ inline void Table::partition_counts(bool candidates, uint64_t* counts) {
 inline uint64_t Table::export_rows(uint32_t first, uint32_t last, uint64_t capacity, const RowArrays& out) {
   require(first <= last && last < kPartitions, "export: partitions are 0..255");
   Writer writer(*this);
-  export_order_.prepare(rows(), write_count_.load(std::memory_order_relaxed));
+  export_order_.prepare(LiveRows{rows()}, write_count_.load(std::memory_order_relaxed));
   uint64_t n = 0;
   for (uint32_t p = first; p <= last; ++p) n += export_order_.count(p);
   require(n <= capacity, "export: the arrays are too short");
-  export_order_.sort(rows(), first, last);
+  export_order_.sort(LiveRows{rows()}, first, last, static_cast<uint32_t>(ThreadPool::instance().n_threads()));
   const RowSource source = {rows(), kernels_, format(), state_.step_base};
   const bool is_streamed = n * value_bytes(format()) > streamed_from();
   for_ranges(n, [&](uint32_t, uint64_t begin, uint64_t end) {
@@ -104,12 +104,6 @@ inline void Table::evicted_take(uint64_t capacity, const RowArrays& out) {
   Writer writer(*this);
   require(evicted_.size() <= capacity, "evicted_take: the arrays are too short");
   evicted_.take(format(), out);
-}
-
-inline bool is_before_in_files(int64_t a, int64_t b) {
-  const uint32_t pa = partition_of(static_cast<uint64_t>(a));
-  const uint32_t pb = partition_of(static_cast<uint64_t>(b));
-  return pa != pb ? pa < pb : a < b;
 }
 
 // By (partition, key): live keys that were written, and removed ones that are absent now.

@@ -1,4 +1,4 @@
-// Live rows by (partition, key), the order of files: grouped for the whole table, sorted for what is asked.
+// Rows by (partition, key), the order of files: all of them grouped, and sorted for what is asked.
 //
 // 1. An order is good until the next write; the table says how many there were.
 // 2. How many threads work never changes it: keys are unique.
@@ -46,20 +46,42 @@ inline KeyedRow* sort_by_key(KeyedRow* rows, KeyedRow* spare, uint64_t n) {
   return rows;
 }
 
+// The live rows of a table whose writers wait.
+struct LiveRows {
+  const Rows& rows;
+  uint64_t n_ids() const { return rows.n_ids(); }
+  uint64_t n_rows() const { return rows.n_live(); }
+  void prefetch(uint32_t row) const { __builtin_prefetch(rows.meta(row)); }
+  uint64_t key(uint32_t row) const { return rows.meta(row)->key; }
+  template <class Visit>
+  void for_each(uint64_t first, uint64_t end, const Visit& visit) const {
+    rows.for_each(first, end, [&](uint32_t row, const Meta* meta) { visit(row, meta->key); });
+  }
+};
+
+// Source: a set of rows, with the members of LiveRows.
 class ExportOrder {
  public:
   // Groups all live rows by partition, unless that is done.
-  void prepare(const Rows& rows, uint64_t write_count) {
+  void prepare(const LiveRows& rows, uint64_t write_count) {
     if (is_ready_ && write_count == write_count_) return;
+    group(rows, static_cast<uint32_t>(ThreadPool::instance().n_threads()));
+    write_count_ = write_count;
+    is_ready_ = true;
+  }
+
+  // Groups rows by partition, on at most n_threads.
+  template <class Source>
+  void group(const Source& rows, uint32_t n_threads) {
     is_ready_ = false;
     const uint64_t n_ids = rows.n_ids();
-    const uint32_t n_parts = n_parts_for(n_ids);
+    const uint32_t n_parts = std::min(n_threads, n_parts_for(n_ids));
     std::vector<uint32_t> places(uint64_t{n_parts} * kPartitions);  // of each part's next row of a partition
-    rows_.resize(rows.n_live());
+    rows_.resize(rows.n_rows());
     const auto for_part = [&](uint32_t part, const auto& visit) {
       uint32_t* const own = &places[uint64_t{part} * kPartitions];
       rows.for_each(n_ids * part / n_parts, n_ids * (part + 1) / n_parts,
-                    [&](uint32_t row, const Meta* meta) { visit(row, &own[partition_of(meta->key)]); });
+                    [&](uint32_t row, uint64_t key) { visit(row, &own[partition_of(key)]); });
     };
     ThreadPool::instance().run(n_parts,
                                [&](uint32_t part) { for_part(part, [](uint32_t, uint32_t* place) { ++*place; }); });
@@ -72,15 +94,14 @@ class ExportOrder {
     ThreadPool::instance().run(n_parts, [&](uint32_t part) {
       for_part(part, [this](uint32_t row, uint32_t* place) { rows_[(*place)++] = row; });
     });
-    write_count_ = write_count;
-    is_ready_ = true;
   }
 
-  // Sorts the rows of each of these partitions by key.
-  void sort(const Rows& rows, uint32_t first, uint32_t last) {
+  // Sorts the rows of each of these partitions by key, on at most n_threads.
+  template <class Source>
+  void sort(const Source& rows, uint32_t first, uint32_t last, uint32_t n_threads) {
     uint64_t most = 0;
     for (uint32_t p = first; p <= last; ++p) most = std::max(most, count(p));
-    const uint32_t n_parts = std::min(n_parts_for(offsets_[last + 1] - offsets_[first]), last - first + 1);
+    const uint32_t n_parts = std::min({n_threads, n_parts_for(offsets_[last + 1] - offsets_[first]), last - first + 1});
     scratch_.resize(2 * most * n_parts);
     std::atomic<uint32_t> next{first};
     ThreadPool::instance().run(n_parts, [&](uint32_t part) {
@@ -97,15 +118,18 @@ class ExportOrder {
   }
 
   uint64_t count(uint32_t partition) const { return offsets_[partition + 1] - offsets_[partition]; }
-  const uint32_t* begin(uint32_t partition) const { return rows_.data() + offsets_[partition]; }
+  uint64_t offset(uint32_t partition) const { return offsets_[partition]; }
+  const uint32_t* begin(uint32_t partition) const { return at(offsets_[partition]); }
+  const uint32_t* at(uint64_t place) const { return rows_.data() + place; }
   uint64_t bytes() const { return rows_.bytes() + scratch_.bytes(); }
 
  private:
-  static void sort_partition(const Rows& rows, uint32_t* ids, uint64_t n, KeyedRow* keyed, KeyedRow* spare) {
+  template <class Source>
+  static void sort_partition(const Source& rows, uint32_t* ids, uint64_t n, KeyedRow* keyed, KeyedRow* spare) {
     constexpr uint64_t kAhead = 32;
     for (uint64_t i = 0; i < n; ++i) {
-      if (i + kAhead < n) __builtin_prefetch(rows.meta(ids[i + kAhead]));
-      keyed[i] = KeyedRow{rows.meta(ids[i])->key ^ kSignBit, ids[i]};
+      if (i + kAhead < n) rows.prefetch(ids[i + kAhead]);
+      keyed[i] = KeyedRow{rows.key(ids[i]) ^ kSignBit, ids[i]};
     }
     const KeyedRow* const sorted = sort_by_key(keyed, spare, n);
     for (uint64_t i = 0; i < n; ++i) ids[i] = sorted[i].row;

@@ -23,6 +23,7 @@ inline void Table::plan_removal(const std::vector<Victim>& victims, bool is_coll
 inline void Table::remove_victims(const std::vector<Victim>& victims) {
   constexpr uint64_t kAhead = 32;
   uint64_t hashes[kAhead];
+  for (uint64_t i = 0; snapshot_ != nullptr && i < victims.size(); ++i) snapshot_->protect(&victims[i].row, 1);
   for (uint64_t i = 0; i < victims.size() + kAhead; ++i) {
     if (i >= kAhead) {
       const Victim& v = victims[i - kAhead];
@@ -141,8 +142,10 @@ inline uint64_t Table::erase(const int64_t* keys, uint64_t n) {
       --n_candidates_;
       continue;
     }
-    rows().release(row_of_word(cell.word));
-    log_.note_removed(row_of_word(cell.word), static_cast<int64_t>(ticket->distinct.keys[u]));
+    const uint32_t row = row_of_word(cell.word);
+    if (snapshot_ != nullptr) snapshot_->protect(&row, 1);
+    rows().release(row);
+    log_.note_removed(row, static_cast<int64_t>(ticket->distinct.keys[u]));
     ++n_erased;
   }
   state_.n_erased += n_erased;

@@ -16,6 +16,20 @@
 
 namespace embstore::cpu {
 
+// Calls visit(row) for each bit of [first, end) that is set; row r is bit r % 64 of word r / 64.
+template <class Visit>
+void for_each_bit(const uint64_t* words, uint64_t first, uint64_t end, const Visit& visit) {
+  for (uint64_t base = first / 64 * 64; base < end; base += 64) {
+    uint64_t bits = words[base / 64];
+    if (base < first) bits &= ~uint64_t{0} << (first - base);
+    for (; bits != 0; bits &= bits - 1) {
+      const uint64_t row = base + static_cast<uint64_t>(__builtin_ctzll(bits));
+      if (row >= end) return;
+      visit(static_cast<uint32_t>(row));
+    }
+  }
+}
+
 class Rows {
  public:
   explicit Rows(const RowFormat& format) : values_(stride_of(value_bytes(format))), meta_(sizeof(Meta)) {
@@ -35,7 +49,7 @@ class Rows {
 
   uint64_t n_live() const { return n_live_; }
   uint64_t n_ids() const { return n_ids_; }                   // ids ever given out: scans run over [0, n_ids)
-  const uint64_t* live_bits() const { return live_.data(); }  // row r is bit r % 64 of word r / 64
+  const uint64_t* live_bits() const { return live_.data(); }  // as for_each_bit reads them
   bool is_live(uint32_t row) const { return (live_[row / 64] >> (row % 64) & 1) != 0; }
 
   // Room for n_new more rows.
@@ -96,15 +110,7 @@ class Rows {
   // Calls visit(row, meta) for each live row with an id in [first, end).
   template <class Visit>
   void for_each(uint64_t first, uint64_t end, const Visit& visit) const {
-    for (uint64_t base = first / 64 * 64; base < end; base += 64) {
-      uint64_t bits = live_[base / 64];
-      if (base < first) bits &= ~uint64_t{0} << (first - base);
-      for (; bits != 0; bits &= bits - 1) {
-        const uint64_t row = base + static_cast<uint64_t>(__builtin_ctzll(bits));
-        if (row >= end) return;
-        visit(static_cast<uint32_t>(row), meta(static_cast<uint32_t>(row)));
-      }
-    }
+    for_each_bit(live_.data(), first, end, [&](uint32_t row) { visit(row, meta(row)); });
   }
 
  private:

@@ -21,6 +21,7 @@
 #include "parts.h"
 #include "pooled_find.h"
 #include "pooling.h"
+#include "snapshot.h"
 #include "thread_pool.h"
 #include "ticket.h"
 #include "transfer.h"
@@ -75,6 +76,11 @@ class Table {
   void changes(std::vector<int64_t>* upserted, std::vector<int64_t>* deleted);
   void changes_reset();
 
+  // ---- a save beside writers: one snapshot at a time
+  std::shared_ptr<Snapshot> snapshot_begin(bool is_delta, uint64_t log_bytes, int file);
+  void snapshot_bloom(Snapshot& snapshot, uint32_t partition, uint8_t* out);
+  void snapshot_end(Snapshot& snapshot, bool is_saved);
+
   static es_plan_report plan(const es_config& config, uint64_t n_rows, uint64_t n_candidates);
 
  private:
@@ -113,6 +119,7 @@ class Table {
   Index& index() { return storage_->index; }
   Rows& rows() { return storage_->rows; }
   const RowFormat& format() const { return config_.format; }
+  void protect(const Ticket& ticket);
   BirthContext birth_context() const;
 
   // insert.h
@@ -180,7 +187,7 @@ class Table {
   const uint64_t id_;
   const int fork_generation_;
   std::vector<char> default_row_;  // in the table's dtype
-  std::unique_ptr<Storage> storage_;
+  std::shared_ptr<Storage> storage_;
   std::atomic<const Storage*> shared_storage_;
   std::atomic<uint64_t> write_count_{0};
   std::atomic<uint64_t> n_live_{0};
@@ -196,6 +203,7 @@ class Table {
   Pins pins_;
   ChangeLog log_;
   EvictedRows evicted_;
+  std::shared_ptr<Snapshot> snapshot_;  // that is being saved, or null
   ExportOrder export_order_;
   Graveyard graveyard_;
 
@@ -230,7 +238,7 @@ inline Table::Table(const es_config& config, const Kernels& kernels)
       id_(next_table_id()),
       fork_generation_(ThreadPool::fork_generation()),
       default_row_(value_bytes(config_.format)),
-      storage_(std::make_unique<Storage>(HashSeed{config.hash_seed[0], config.hash_seed[1]}, config_.format)),
+      storage_(std::make_shared<Storage>(HashSeed{config.hash_seed[0], config.hash_seed[1]}, config_.format)),
       shared_storage_(storage_.get()),
       state_(initial_state(config)),
       log_(config.track_changes != 0) {
@@ -310,12 +318,16 @@ inline void Table::find_part(const es_part& part, es_missing missing) const {
 
 inline void Table::clear() {
   Writer writer(*this);
-  auto fresh = std::make_unique<Storage>(HashSeed{config_.c.hash_seed[0], config_.c.hash_seed[1]}, config_.format);
+  auto fresh = std::make_shared<Storage>(HashSeed{config_.c.hash_seed[0], config_.c.hash_seed[1]}, config_.format);
   const uint64_t n_bytes = rows().bytes_after(0) + index().bytes();
   graveyard_.reserve_one();
   log_.reserve(0, rows().n_live());
   std::shared_ptr<Storage> old(std::move(storage_));
   storage_ = std::move(fresh);
+  if (snapshot_ != nullptr) {
+    snapshot_->detach();
+    snapshot_->freeze_bloom();
+  }
   Commit commit(*this);
   old->rows.for_each(0, old->rows.n_ids(),
                      [&](uint32_t row, const Meta* meta) { log_.note_removed(row, static_cast<int64_t>(meta->key)); });
@@ -347,6 +359,38 @@ inline void Table::set_pins(const int64_t* keys, uint64_t n) {
   pins_.set(keys, n);
 }
 
+// Before the rows of a batch change.
+inline void Table::protect(const Ticket& ticket) {
+  if (snapshot_ == nullptr) return;
+  ticket.distinct.in_parallel(
+      [&](uint32_t, const DistinctPart& part) { snapshot_->protect(ticket.rows.data() + part.first, part.n_unique); });
+}
+
+inline std::shared_ptr<Snapshot> Table::snapshot_begin(bool is_delta, uint64_t log_bytes, int file) {
+  require(!is_delta || log_.is_on(), "a delta needs track_changes");
+  auto snapshot = std::make_shared<Snapshot>(format(), log_bytes, file);
+  Writer writer(*this);
+  require(snapshot_ == nullptr, "another snapshot of this table is being saved");
+  if (config_.has_counter()) snapshot->take_candidates(index());
+  if (config_.has_bloom()) snapshot->take_bloom(bloom_, config_.bloom_bytes() / kPartitions / kBloomBlockBytes);
+  snapshot->cut(storage_, state_, &log_, is_delta);
+  snapshot_ = snapshot;
+  return snapshot;
+}
+
+inline void Table::snapshot_bloom(Snapshot& snapshot, uint32_t partition, uint8_t* out) {
+  require(bloom_ && partition < kPartitions, "the table has no bloom filter, or not that partition");
+  Writer writer(*this);
+  snapshot.read_bloom(partition, out);
+}
+
+// Without is_saved, what had changed before the cut counts as changed again.
+inline void Table::snapshot_end(Snapshot& snapshot, bool is_saved) {
+  Writer writer(*this);
+  if (!is_saved) log_.put_back(snapshot.changes(), !snapshot.is_detached());
+  if (snapshot_.get() == &snapshot) snapshot_ = nullptr;
+}
+
 inline es_state Table::state() {
   Writer writer(*this);
   return state_;
@@ -372,6 +416,7 @@ inline void Table::bloom_write(uint32_t partition, const uint8_t* in) {
   require(bloom_ && partition < kPartitions, "the table has no bloom filter, or not that partition");
   Writer writer(*this);
   const uint64_t n_bytes = config_.bloom_bytes() / kPartitions;
+  if (snapshot_ != nullptr) snapshot_->freeze_bloom();
   std::memcpy(bloom_.data() + partition * n_bytes, in, n_bytes);
 }
 

@@ -124,6 +124,12 @@ class EvictedRows {
   std::vector<int64_t> step_;
 };
 
+// A change log that ended: its rows, a bit each, and the keys that were removed.
+struct TakenChanges {
+  std::vector<uint64_t> written;
+  std::vector<int64_t> removed;
+};
+
 // Which rows were written and which keys removed since the last reset; keeps nothing unless it is on.
 class ChangeLog {
  public:
@@ -151,6 +157,25 @@ class ChangeLog {
   void reset() {
     std::fill(is_dirty_.begin(), is_dirty_.end(), uint8_t{0});
     std::vector<int64_t>().swap(removed_);
+  }
+  // Ends the log and begins a new one; rows are those below n_ids. May throw, and has changed nothing then.
+  TakenChanges take(uint64_t n_ids) {
+    TakenChanges taken;
+    if (!is_on_) return taken;
+    taken.written.resize((n_ids + 63) / 64);
+    const uint64_t n = std::min<uint64_t>(n_ids, is_dirty_.size());
+    for (uint64_t row = 0; row < n; ++row) taken.written[row / 64] |= uint64_t{is_dirty_[row]} << (row % 64);
+    std::fill(is_dirty_.begin(), is_dirty_.end(), uint8_t{0});
+    taken.removed.swap(removed_);
+    return taken;
+  }
+
+  // Joins what was taken with what came since. Rows have the ids they had unless the table was cleared.
+  void put_back(const TakenChanges& taken, bool has_rows) {
+    if (!is_on_) return;
+    removed_.insert(removed_.begin(), taken.removed.begin(), taken.removed.end());
+    for (uint64_t row = 0; has_rows && row < taken.written.size() * 64 && row < is_dirty_.size(); ++row)
+      is_dirty_[row] |= static_cast<uint8_t>(taken.written[row / 64] >> (row % 64) & 1);
   }
   uint64_t bytes() const { return is_dirty_.capacity() + removed_.capacity() * sizeof(int64_t); }
 

@@ -1,0 +1,415 @@
+// What a table held at one moment, the cut, read by a save while writers go on.
+//
+// 1. Whoever changes a row of the cut that has not been read yet copies it into the log first: protect(). Each row has
+// a
+//    word that says who copies it, or where its image is; it is claimed for the copy of one row and no longer.
+// 2. Candidates are copied at the cut; blocks of the bloom filter are kept as they change, until their partition is
+// read.
+// 3. Nothing here fails a writer: without memory, or with a full disk, the snapshot is lost, and its reader is told.
+// 4. The cut and the calls for writers belong to the table's writer lock; all others to one saving thread.
+#ifndef EMBSTORE_CPU_SNAPSHOT_H_
+#define EMBSTORE_CPU_SNAPSHOT_H_
+
+#include <array>
+#include <unordered_set>
+#include <vector>
+
+#include "checks.h"
+#include "config.h"
+#include "gather.h"
+#include "order.h"
+#include "row_log.h"
+#include "transfer.h"
+
+namespace embstore::cpu {
+
+struct Candidate {
+  int64_t key;
+  uint32_t word;
+};
+
+// By (partition, key), the order of files.
+inline bool is_before_in_files(int64_t a, int64_t b) {
+  const uint32_t pa = partition_of(static_cast<uint64_t>(a));
+  const uint32_t pb = partition_of(static_cast<uint64_t>(b));
+  return pa != pb ? pa < pb : a < b;
+}
+
+class Snapshot {
+ public:
+  Snapshot(const RowFormat& format, uint64_t log_bytes, int file)
+      : format_(format),
+        slots_at_(static_cast<uint32_t>(sizeof(Meta) + round_up(value_bytes(format), 4))),
+        image_bytes_(round_up(slots_at_ + format.n_slots * sizeof(float), sizeof(Meta))),
+        log_(image_bytes_, log_bytes, file) {}
+
+  // ---- the cut
+  void cut(std::shared_ptr<Storage> storage, const es_state& state, ChangeLog* changes, bool is_delta);
+  void take_candidates(const Index& index);
+  void take_bloom(const Region& bloom, uint64_t n_blocks);
+
+  // ---- for writers
+  void protect(const uint32_t* rows, uint64_t n);
+  void freeze_metas();  // before the steps or frequencies of all rows change
+  void freeze_bloom();  // before all of the filter changes
+  void keep_block(uint64_t block);
+  void detach() { is_detached_ = true; }  // the rows and the index are this snapshot's alone
+  bool is_detached() const { return is_detached_; }
+  void read_bloom(uint32_t partition, uint8_t* out);
+  TakenChanges& changes() { return changes_; }
+
+  // ---- for the saving thread
+  void prefault() const { log_.prefault(); }
+  void prepare(uint32_t n_threads);
+  uint64_t count(uint32_t partition) const { return order_.count(partition); }
+  uint64_t read_rows(uint64_t first, uint64_t n, const RowArrays& out, uint32_t n_threads);
+  const std::vector<int64_t>& deleted();
+  const std::vector<Candidate>& candidates();
+  int error() const { return error_.load(std::memory_order_relaxed) != 0 ? error_.load() : log_.error(); }
+  const es_state& state() const { return state_; }
+  uint64_t n_rows() const { return n_rows_; }
+  uint64_t n_live() const { return n_live_; }
+  uint64_t n_in_file() const { return log_.n_in_file(); }
+  uint64_t bytes() const {
+    return log_.memory_bytes() + (set_.capacity() + changes_.written.capacity()) * 8 + n_rows_ * sizeof(uint32_t) +
+           candidates_.capacity() * sizeof(Candidate) + frozen_metas_.bytes() + frozen_bloom_.bytes();
+  }
+
+ private:
+  // Words of rows: what follows kFirstImage is the number of an image.
+  static constexpr uint32_t kUntouched = 0;
+  static constexpr uint32_t kBusy = 1;
+  static constexpr uint32_t kRead = 2;
+  static constexpr uint32_t kMetaFrozen = 3;
+  static constexpr uint32_t kFirstImage = 4;
+  static constexpr uint64_t kBlock = 64;  // rows that are logged together
+
+  // The rows of the cut, as ExportOrder wants them.
+  struct RowsOfCut {
+    const Snapshot& cut;
+    uint64_t n_ids() const { return cut.n_ids_; }
+    uint64_t n_rows() const { return cut.n_rows_; }
+    void prefetch(uint32_t row) const { __builtin_prefetch(cut.rows().meta(row)); }
+    uint64_t key(uint32_t row) const { return cut.key_of(row); }
+    template <class Visit>
+    void for_each(uint64_t first, uint64_t end, const Visit& visit) const {
+      for_each_bit(cut.set_.data(), first, end, [&](uint32_t row) { visit(row, cut.key_of(row)); });
+    }
+  };
+
+  const Rows& rows() const { return storage_->rows; }
+  uint32_t* word(uint32_t row) const { return reinterpret_cast<uint32_t*>(words_.data()) + row; }
+  bool holds(uint32_t row) const { return row < n_ids_ && (set_[row / 64] >> (row % 64) & 1) != 0; }
+  bool is_over() const { return is_detached_ || is_read_.load(std::memory_order_acquire) || error() != 0; }
+  void lose(int error) { error_.store(error, std::memory_order_relaxed); }
+  bool claim(uint32_t row, uint32_t* was) const;
+  void settle(uint32_t row, uint32_t state) const { __atomic_store_n(word(row), state, __ATOMIC_RELEASE); }
+  uint64_t key_of(uint32_t row) const;
+  Meta meta_of_cut(uint32_t row, uint32_t was) const;
+  void make_image(uint32_t row, uint32_t was, char* image) const;
+  void log_rows(const uint32_t* rows, const uint32_t* were, uint64_t n);
+  void prefetch(uint32_t row) const;
+  void put_row(uint64_t i, const Meta& meta, const char* values, const float* slots, const RowArrays& out) const;
+  void read_range(const uint32_t* ids, uint64_t n, const RowArrays& out);
+
+  const RowFormat format_;
+  const uint32_t slots_at_;  // in an image: a record, values, slots
+  const uint64_t image_bytes_;
+  std::shared_ptr<Storage> storage_;
+  es_state state_ = {};
+  uint64_t n_ids_ = 0;
+  uint64_t n_rows_ = 0;
+  uint64_t n_live_ = 0;
+  std::vector<uint64_t> set_;  // a bit for each row of the cut that is to be read
+  Region words_;               // (n_ids,) uint32
+  RowLog log_;
+  Region frozen_metas_;  // (n_ids,) Meta
+  TakenChanges changes_;
+  bool is_detached_ = false;
+  std::atomic<bool> is_read_{false};
+  std::atomic<int> error_{0};
+
+  std::vector<Candidate> candidates_;
+  bool is_sorted_ = false;
+
+  struct BlockImage {
+    uint64_t block;
+    std::array<uint8_t, kBloomBlockBytes> bytes;
+  };
+  const uint8_t* bloom_ = nullptr;  // the table's, or frozen_bloom_
+  uint64_t n_partition_blocks_ = 0;
+  uint32_t next_partition_ = kPartitions;  // those before it have been read
+  std::array<std::vector<BlockImage>, kPartitions> blocks_;
+  Region frozen_bloom_;
+
+  ExportOrder order_;
+  uint32_t n_sorted_ = 0;  // partitions
+  uint64_t n_read_ = 0;
+};
+
+// ---- the cut
+
+// With is_delta the rows that `changes` marks, else all. `changes` begins anew.
+inline void Snapshot::cut(std::shared_ptr<Storage> storage, const es_state& state, ChangeLog* changes, bool is_delta) {
+  storage_ = std::move(storage);
+  state_ = state;
+  n_ids_ = rows().n_ids();
+  n_live_ = rows().n_live();
+  const uint64_t n_words = (n_ids_ + 63) / 64;
+  set_.assign(rows().live_bits(), rows().live_bits() + n_words);
+  words_ = Region::reserve(std::max<uint64_t>(n_ids_, 1) * sizeof(uint32_t));
+  changes_ = changes->take(n_ids_);  // the last that may throw
+  if (is_delta)
+    for (uint64_t w = 0; w < n_words; ++w) set_[w] &= changes_.written[w];
+  for (const uint64_t bits : set_) n_rows_ += static_cast<uint64_t>(__builtin_popcountll(bits));
+}
+
+inline void Snapshot::take_candidates(const Index& index) {
+  const uint64_t n_buckets = index.n_scanned_buckets();
+  const uint32_t n_parts = n_parts_for(n_buckets);
+  std::vector<std::vector<Candidate>> found(n_parts);
+  std::atomic<bool> has_memory{true};
+  ThreadPool::instance().run(n_parts, [&](uint32_t part) {
+    try {
+      index.scan(n_buckets * part / n_parts, n_buckets * (part + 1) / n_parts, [&](uint64_t key, uint32_t word) {
+        if (is_candidate_word(word)) found[part].push_back(Candidate{static_cast<int64_t>(key), word});
+      });
+    } catch (const std::bad_alloc&) {
+      has_memory.store(false);
+    }
+  });
+  if (!has_memory.load()) throw std::bad_alloc();
+  uint64_t n = 0;
+  for (const auto& part : found) n += part.size();
+  candidates_.reserve(n);
+  for (const auto& part : found) candidates_.insert(candidates_.end(), part.begin(), part.end());
+}
+
+inline void Snapshot::take_bloom(const Region& bloom, uint64_t n_blocks) {
+  bloom_ = reinterpret_cast<const uint8_t*>(bloom.data());
+  n_partition_blocks_ = n_blocks;
+  next_partition_ = 0;
+}
+
+// ---- rows, from the side of writers
+
+// Whether the caller is the one to copy this row; `was` is what its word said.
+inline bool Snapshot::claim(uint32_t row, uint32_t* was) const {
+  uint32_t* const word = this->word(row);
+  for (uint32_t n_tries = 1;; ++n_tries) {
+    *was = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+    if (*was == kRead || *was >= kFirstImage) return false;
+    if (*was != kBusy && __atomic_compare_exchange_n(word, was, kBusy, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+      return true;
+    if (n_tries % 128 == 0) sched_yield();
+  }
+}
+
+inline Meta Snapshot::meta_of_cut(uint32_t row, uint32_t was) const {
+  if (was == kMetaFrozen) return reinterpret_cast<const Meta*>(frozen_metas_.data())[row];
+  const Meta* const meta = rows().meta(row);
+  return Meta{meta->key, __atomic_load_n(&meta->step, __ATOMIC_RELAXED),
+              __atomic_load_n(&meta->freq, __ATOMIC_RELAXED)};
+}
+
+inline void Snapshot::make_image(uint32_t row, uint32_t was, char* image) const {
+  const Meta meta = meta_of_cut(row, was);
+  std::memcpy(image, &meta, sizeof meta);
+  std::memcpy(image + sizeof meta, rows().values(row), value_bytes(format_));
+  if (format_.n_slots > 0) std::memcpy(image + slots_at_, rows().slots(row), format_.n_slots * sizeof(float));
+}
+
+inline void Snapshot::prefetch(uint32_t row) const {
+  __builtin_prefetch(rows().meta(row));
+  prefetch_row(rows().values(row), value_bytes(format_));
+  if (format_.n_slots > 0) prefetch_row(rows().slots(row), format_.n_slots * sizeof(float));
+}
+
+// Before rows change; ids that are none of the cut's are passed over.
+inline void Snapshot::protect(const uint32_t* rows, uint64_t n) {
+  constexpr uint64_t kAhead = 64;
+  if (is_over()) return;
+  uint32_t claimed[kBlock];
+  uint32_t were[kBlock];
+  uint64_t n_claimed = 0;
+  for (uint64_t i = 0; i < n; ++i) {
+    if (i + kAhead < n && holds(rows[i + kAhead])) __builtin_prefetch(word(rows[i + kAhead]), 1);
+    if (!holds(rows[i]) || !claim(rows[i], were + n_claimed)) continue;
+    prefetch(rows[i]);
+    claimed[n_claimed++] = rows[i];
+    if (n_claimed < kBlock) continue;
+    log_rows(claimed, were, n_claimed);
+    n_claimed = 0;
+  }
+  log_rows(claimed, were, n_claimed);
+}
+
+inline void Snapshot::log_rows(const uint32_t* rows, const uint32_t* were, uint64_t n) {
+  uint32_t numbers[kBlock];
+  const bool is_kept = log_.put(n, [&](uint64_t i, char* image) { make_image(rows[i], were[i], image); }, numbers);
+  for (uint64_t i = 0; i < n; ++i) settle(rows[i], is_kept ? kFirstImage + numbers[i] : kRead);
+}
+
+inline void Snapshot::freeze_metas() {
+  if (is_over() || frozen_metas_) return;  // the second time all that is left is frozen
+  try {
+    frozen_metas_ = Region::reserve(std::max<uint64_t>(n_ids_, 1) * sizeof(Meta));
+  } catch (const std::bad_alloc&) {
+    return lose(ENOMEM);
+  }
+  Meta* const metas = reinterpret_cast<Meta*>(frozen_metas_.data());
+  for_each_bit(set_.data(), 0, n_ids_, [&](uint32_t row) {
+    uint32_t was;
+    if (!claim(row, &was)) return;
+    metas[row] = meta_of_cut(row, was);
+    settle(row, kMetaFrozen);
+  });
+}
+
+// ---- rows, from the side of the saving thread
+
+// A key changes only after its row was logged: if it was not logged afterwards, what was read before is the cut's.
+inline uint64_t Snapshot::key_of(uint32_t row) const {
+  const uint64_t key = __atomic_load_n(&rows().meta(row)->key, __ATOMIC_RELAXED);
+  __atomic_thread_fence(__ATOMIC_ACQUIRE);
+  uint32_t state = __atomic_load_n(word(row), __ATOMIC_ACQUIRE);
+  while (state == kBusy) {
+    sched_yield();
+    state = __atomic_load_n(word(row), __ATOMIC_ACQUIRE);
+  }
+  if (state < kFirstImage) return key;
+  std::vector<char> scratch(image_bytes_);
+  const char* const image = const_cast<RowLog&>(log_).read(state - kFirstImage, scratch.data());
+  return image != nullptr ? reinterpret_cast<const Meta*>(image)->key : key;
+}
+
+// The order of the rows.
+inline void Snapshot::prepare(uint32_t n_threads) {
+  order_.group(RowsOfCut{*this}, n_threads);
+  if (n_rows_ == 0) is_read_.store(true, std::memory_order_release);
+}
+
+inline void Snapshot::put_row(uint64_t i, const Meta& meta, const char* values, const float* slots,
+                              const RowArrays& out) const {
+  out.keys[i] = static_cast<int64_t>(meta.key);
+  out.freq[i] = meta.freq;
+  out.step[i] = state_.step_base + meta.step;
+  const uint64_t n_bytes = value_bytes(format_);
+  std::memcpy(static_cast<char*>(out.values) + i * n_bytes, values, n_bytes);
+  if (format_.n_slots > 0) std::memcpy(out.slots + i * format_.n_slots, slots, format_.n_slots * sizeof(float));
+}
+
+// Rows that nobody has logged are copied one by one; the images of the others when no row is claimed.
+inline void Snapshot::read_range(const uint32_t* ids, uint64_t n, const RowArrays& out) {
+  constexpr uint64_t kAhead = 16;
+  std::vector<uint32_t> numbers;
+  std::vector<uint64_t> places;
+  for (uint64_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) {
+      __builtin_prefetch(word(ids[i + kAhead]), 1);
+      prefetch(ids[i + kAhead]);
+    }
+    uint32_t was;
+    if (claim(ids[i], &was)) {
+      put_row(i, meta_of_cut(ids[i], was), rows().values(ids[i]), rows().slots(ids[i]), out);
+      settle(ids[i], kRead);
+    } else if (was >= kFirstImage) {
+      numbers.push_back(was - kFirstImage);
+      places.push_back(i);
+    }
+  }
+  std::vector<char> scratch(image_bytes_);
+  for (uint64_t i = 0; i < numbers.size(); ++i) {
+    const char* const image = log_.read(numbers[i], scratch.data());
+    if (image == nullptr) return;
+    Meta meta;
+    std::memcpy(&meta, image, sizeof meta);
+    put_row(places[i], meta, image + sizeof meta, reinterpret_cast<const float*>(image + slots_at_), out);
+  }
+  log_.drop(numbers.data(), numbers.size());
+}
+
+// Rows [first, first + n) of the order, each of which can be read once; how many of them are not finite.
+inline uint64_t Snapshot::read_rows(uint64_t first, uint64_t n, const RowArrays& out, uint32_t n_threads) {
+  while (n_sorted_ < kPartitions && order_.offset(n_sorted_) < first + n) {
+    order_.sort(RowsOfCut{*this}, n_sorted_, n_sorted_, 1);
+    ++n_sorted_;
+  }
+  std::atomic<uint64_t> n_nonfinite{0};
+  const uint32_t n_parts = std::min(n_threads, n_parts_for(n));
+  for_ranges(n, std::max(n_parts, 1u), [&](uint32_t, uint64_t begin, uint64_t end) {
+    const RowArrays own = arrays_from(out, begin, format_);
+    read_range(order_.at(first + begin), end - begin, own);
+    n_nonfinite.fetch_add(
+        n_nonfinite_rows(own.values, format_.dtype, format_.dim, own.slots, format_.n_slots, end - begin));
+  });
+  n_read_ += n;
+  if (n_read_ >= n_rows_) is_read_.store(true, std::memory_order_release);
+  return n_nonfinite.load();
+}
+
+// Keys that were removed since the base and had no row at the cut.
+inline const std::vector<int64_t>& Snapshot::deleted() {
+  std::vector<int64_t>& removed = changes_.removed;
+  std::sort(removed.begin(), removed.end(), is_before_in_files);
+  removed.erase(std::unique(removed.begin(), removed.end()), removed.end());
+  if (removed.empty()) return removed;
+  std::unordered_set<int64_t> gone(removed.begin(), removed.end());
+  RowsOfCut{*this}.for_each(0, n_ids_, [&](uint32_t, uint64_t key) { gone.erase(static_cast<int64_t>(key)); });
+  removed.erase(std::remove_if(removed.begin(), removed.end(), [&](int64_t key) { return gone.count(key) == 0; }),
+                removed.end());
+  return removed;
+}
+
+// ---- candidates and the filter
+
+inline const std::vector<Candidate>& Snapshot::candidates() {
+  if (!is_sorted_)
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const Candidate& a, const Candidate& b) { return is_before_in_files(a.key, b.key); });
+  is_sorted_ = true;
+  return candidates_;
+}
+
+// Before a block of the filter changes.
+inline void Snapshot::keep_block(uint64_t block) {
+  if (frozen_bloom_ || next_partition_ >= kPartitions) return;
+  const uint64_t partition = block / n_partition_blocks_;
+  if (partition < next_partition_) return;
+  try {
+    BlockImage image;
+    image.block = block;
+    std::memcpy(image.bytes.data(), bloom_ + block * kBloomBlockBytes, kBloomBlockBytes);
+    blocks_[partition].push_back(image);
+  } catch (const std::bad_alloc&) {
+    lose(ENOMEM);
+  }
+}
+
+inline void Snapshot::freeze_bloom() {
+  if (frozen_bloom_ || next_partition_ >= kPartitions) return;
+  const uint64_t n_bytes = n_partition_blocks_ * kPartitions * kBloomBlockBytes;
+  try {
+    frozen_bloom_ = Region::allocate(n_bytes);
+  } catch (const std::bad_alloc&) {
+    return lose(ENOMEM);
+  }
+  std::memcpy(frozen_bloom_.data(), bloom_, n_bytes);
+  bloom_ = reinterpret_cast<const uint8_t*>(frozen_bloom_.data());
+}
+
+// Partitions are read in ascending order. A block that changed often was kept as often: the first is the cut's.
+inline void Snapshot::read_bloom(uint32_t partition, uint8_t* out) {
+  require(partition == next_partition_, "a snapshot's filter is read partition by partition");
+  const uint64_t first = partition * n_partition_blocks_;
+  std::memcpy(out, bloom_ + first * kBloomBlockBytes, n_partition_blocks_ * kBloomBlockBytes);
+  std::vector<BlockImage>& images = blocks_[partition];
+  for (auto image = images.rbegin(); image != images.rend(); ++image)
+    std::memcpy(out + (image->block - first) * kBloomBlockBytes, image->bytes.data(), kBloomBlockBytes);
+  std::vector<BlockImage>().swap(images);
+  ++next_partition_;
+}
+
+}  // namespace embstore::cpu
+
+#endif  // EMBSTORE_CPU_SNAPSHOT_H_

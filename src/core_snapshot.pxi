@@ -1,0 +1,173 @@
+# Snapshots: a table as of one moment, for a save beside writers; and checks of rows that come out of
+# files. Included by _core.pyx.
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class CoreSnapshot:
+    """The table as of the moment this was made; owns an ``es_snapshot``. One thread reads it."""
+
+    cdef es_snapshot* snapshot
+    cdef CoreTable table  # which is not destroyed before the snapshot has ended
+
+    def __cinit__(self, CoreTable table, bint is_delta, uint64_t log_bytes, int file):
+        cdef int status
+        table.enter()
+        self.table = table
+        with nogil:
+            status = es_snapshot_begin(table.table, is_delta, log_bytes, file, &self.snapshot)
+        if status != ES_OK:
+            self.snapshot = NULL
+            self.table = None
+            table.leave(status)
+
+    def __dealloc__(self):
+        if self.snapshot != NULL:
+            es_snapshot_end(self.snapshot, False)
+            self.table.leave(ES_OK)
+
+    cdef int check_open(self) except -1:
+        if self.snapshot == NULL:
+            raise ClosedTableError(f"{self.table.where}: the snapshot has ended")
+        return 0
+
+    cdef int check(self, int status) except -1:
+        """Raise the error of `status`; that of a lost snapshot has an errno."""
+        if status != ES_SNAPSHOT:
+            return check(status, self.table.where)
+        text = es_last_error().decode("utf-8", "replace")
+        raise CheckpointError(self.stats()["error"], f"{self.table.where}: {text}")
+
+    def end(self, bint is_saved):
+        """End the snapshot; unless it was saved, the change log is as if there had been none."""
+        cdef es_snapshot* snapshot = self.snapshot
+        cdef int status
+        self.check_open()
+        self.snapshot = NULL
+        with nogil:
+            status = es_snapshot_end(snapshot, is_saved)
+        self.table.leave(status)
+
+    def prepare(self, int n_threads):
+        """Take the log's memory and put the rows in order; before anything is read."""
+        cdef int status
+        self.check_open()
+        with nogil:
+            status = es_snapshot_prepare(self.snapshot, n_threads)
+        self.check(status)
+
+    def stats(self):
+        """Return es_snapshot_stats' fields by name."""
+        cdef es_snapshot_stats stats
+        memset(&stats, 0, sizeof(stats))
+        stats.struct_size = sizeof(stats)
+        cdef int status
+        self.check_open()
+        with nogil:
+            status = es_snapshot_get_stats(self.snapshot, &stats)
+        check(status, self.table.where)
+        fields = dict(stats)
+        del fields["struct_size"]
+        return fields
+
+    def state(self):
+        """Return es_state's fields by name, as of the cut."""
+        cdef es_state state
+        self.check_open()
+        check(es_snapshot_state(self.snapshot, &state), self.table.where)
+        fields = dict(state)
+        del fields["struct_size"], fields["reserved"]
+        return fields
+
+    def counts(self, bint candidates):
+        """Return the rows to be read (or candidates) of each of the 256 partitions, uint64."""
+        cdef cnp.ndarray counts = new_array(256, -1, cnp.NPY_UINT64)
+        cdef uint64_t* count_data = <uint64_t*> cnp.PyArray_DATA(counts)
+        cdef int status
+        self.check_open()
+        with nogil:
+            status = es_snapshot_counts(self.snapshot, candidates, count_data)
+        check(status, self.table.where)
+        return counts
+
+    def rows(self, uint64_t first, Py_ssize_t n, int n_threads):
+        """Return (keys, values as stored, slots, freq, step, rows that are not finite)."""
+        cdef _RowArrays rows = _RowArrays(n, self.table)
+        cdef uint64_t n_nonfinite = 0
+        cdef int status
+        self.check_open()
+        with nogil:
+            status = es_snapshot_rows(
+                self.snapshot, first, n, n_threads, rows.key_data, rows.value_data, rows.slot_data,
+                rows.freq_data, rows.step_data, &n_nonfinite,
+            )
+        self.check(status)
+        return *rows.first(n), n_nonfinite
+
+    def deleted(self):
+        """Return the keys of a delta that were removed and had no row at the cut."""
+        cdef cnp.ndarray keys = new_array(self.stats()["n_deleted"], -1, cnp.NPY_INT64)
+        cdef int64_t* key_data = <int64_t*> cnp.PyArray_DATA(keys)
+        cdef int status
+        with nogil:
+            status = es_snapshot_deleted(self.snapshot, key_data)
+        self.check(status)
+        return keys
+
+    def candidates(self, uint64_t first, Py_ssize_t n):
+        """Return (keys, counts, epochs) of candidates [first, first + n)."""
+        cdef cnp.ndarray keys = new_array(n, -1, cnp.NPY_INT64)
+        cdef cnp.ndarray counts = new_array(n, -1, cnp.NPY_UINT32)
+        cdef cnp.ndarray epochs = new_array(n, -1, cnp.NPY_INT64)
+        cdef int64_t* key_data = <int64_t*> cnp.PyArray_DATA(keys)
+        cdef uint32_t* count_data = <uint32_t*> cnp.PyArray_DATA(counts)
+        cdef int64_t* epoch_data = <int64_t*> cnp.PyArray_DATA(epochs)
+        cdef int status
+        self.check_open()
+        with nogil:
+            status = es_snapshot_candidates(
+                self.snapshot, first, n, key_data, count_data, epoch_data
+            )
+        self.check(status)
+        return keys, counts, epochs
+
+    def bloom(self, uint32_t partition):
+        """Return the bytes of one sub-filter, uint8; partitions in ascending order, each once."""
+        cdef cnp.ndarray out = new_array(self.table.bloom_partition_bytes(), -1, cnp.NPY_UINT8)
+        cdef uint8_t* out_data = <uint8_t*> cnp.PyArray_DATA(out)
+        cdef int status
+        self.check_open()
+        with nogil:
+            status = es_snapshot_bloom(self.snapshot, partition, out_data)
+        self.check(status)
+        return out
+
+
+def check_rows(keys, uint32_t first, uint32_t last, previous, values, int value_dtype, slots):
+    """Return the place of the first key out of order, (partition, key), and rows not finite.
+
+    keys: (n,) int64, of partitions [first, last], after `previous` unless that is None; values:
+    (n, dim) as stored; slots: (n, slot_floats) float32.
+    """
+    cdef Py_ssize_t n = length_of(keys)
+    cdef const int64_t* key_data = int64_data(keys, n, "keys")
+    if height_of(values) != n or height_of(slots) != n:
+        reject("values and slots do not have the rows of keys")
+    cdef uint32_t dim = cnp.PyArray_DIM(<cnp.ndarray> values, 1)
+    cdef uint32_t slot_floats = cnp.PyArray_DIM(<cnp.ndarray> slots, 1)
+    cdef const void* value_data = data_of(values, typenum_of(value_dtype), n * dim, "values")
+    cdef const float* slot_data = float_data(slots, n * slot_floats, "slots")
+    cdef int64_t last_key = 0
+    cdef const int64_t* previous_data = NULL
+    if previous is not None:
+        last_key = previous
+        previous_data = &last_key
+    cdef uint64_t place = 0, n_nonfinite = 0
+    cdef int status
+    with nogil:
+        status = es_check_rows(
+            key_data, n, first, last, previous_data, value_data, value_dtype, dim, slot_data,
+            slot_floats, &place, &n_nonfinite,
+        )
+    check(status, "check_rows")
+    return place, n_nonfinite
