@@ -14,6 +14,7 @@ from data_kit import column_of, prefetch_threads, read_all, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from embstore._prefetch import Prefetched
 from embstore.data import (
     ClosedReaderError,
     ParquetReader,
@@ -22,7 +23,6 @@ from embstore.data import (
     hash_strings,
 )
 from embstore.data import files as files_module
-from embstore.data.prefetch import Prefetched
 from embstore.errors import ArgumentError, ArgumentTypeError, EmbstoreWarning
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1

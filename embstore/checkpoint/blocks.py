@@ -9,7 +9,7 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from embstore.checkpoint.layout import Columns, arrow_schema
 from embstore.errors import InternalError
 
 MAGIC = b"ARROW1\0\0"
+SMALL_BYTES = 1 << 16  # pieces below are joined before they are written
 CONTINUATION = 0xFFFFFFFF
 RECORD_BATCH = 3  # MessageHeader of Arrow's Message.fbs
 
@@ -55,7 +56,7 @@ class BlockWriter:
         self._file = file
         self._offset = 0
         self._start = 0
-        self._crc = section_seed(name, 0)
+        self._pieces: list[memoryview] = []  # of the section, not written yet
         self._schema = arrow_schema(columns)
         self._header_bytes = len(MAGIC) + self._schema.serialize().size
         self._writer = pa.ipc.new_file(self, self._schema)
@@ -90,17 +91,20 @@ class BlockWriter:
         return pa.Array.from_buffers(kind, len(array), [None], 0, children=[child])
 
     def _end_section(self, n_rows: int) -> None:
-        self.sections.append(Section(self._offset - self._start, n_rows, self._crc))
+        crc = section_seed(self._name, self._start)
+        for piece in _joined(self._pieces):
+            crc = zlib.crc32(piece, crc)
+            self._file.write(piece)
+        self._pieces.clear()
+        self.sections.append(Section(self._offset - self._start, n_rows, crc))
         self._start = self._offset
-        self._crc = section_seed(self._name, self._offset)
 
     # What Arrow calls.
 
     def write(self, data: Any) -> int:
-        """Write a piece; the header ends where the schema's message does."""
+        """Take a piece; the header ends where the schema's message does."""
         piece = memoryview(data).cast("B")
-        self._file.write(piece)
-        self._crc = zlib.crc32(piece, self._crc)
+        self._pieces.append(piece)
         self._offset += len(piece)
         if self._offset == self._header_bytes:
             self._end_section(0)
@@ -111,7 +115,7 @@ class BlockWriter:
         return self._offset
 
     def flush(self) -> None:
-        """Do nothing: nothing is held back."""
+        """Do nothing: a section is written when it is whole."""
 
     def writable(self) -> bool:
         """Return True."""
@@ -124,6 +128,21 @@ class BlockWriter:
     def seekable(self) -> bool:
         """Return False."""
         return False
+
+
+def _joined(pieces: list[memoryview]) -> Iterator[memoryview]:
+    """Yield the bytes of `pieces` in order, small ones put together: a call each costs more."""
+    small: list[memoryview] = []
+    for piece in pieces:
+        if len(piece) < SMALL_BYTES:
+            small.append(piece)
+            continue
+        if small:
+            yield memoryview(b"".join(small))
+            small = []
+        yield piece
+    if small:
+        yield memoryview(b"".join(small))
 
 
 class LayoutError(ValueError):

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from embstore._prefetch import Prefetched
 from embstore.data.batches import Batch, rebatch, row_count
 from embstore.data.errors import ClosedReaderError
 from embstore.data.files import ParquetFiles
 from embstore.data.order import Shuffle, epoch_rows, shard_row_groups
-from embstore.data.prefetch import Prefetched
 from embstore.errors import ArgumentError, ArgumentTypeError, EmbstoreWarning
 
 STATE_VERSION = 1

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from embstore import _core
 from embstore.engines import native
-from embstore.engines.engine import Floats, JoinedBatch, Keys, Ticket
+from embstore.engines.engine import Floats, JoinedBatch, Keys, Snapshot, Ticket
 from embstore.engines.spec import N_PARTITIONS, TableSpec
 from embstore.engines.types import (
     ApplyReport,
@@ -137,6 +137,10 @@ class CpuEngine:
     def changes(self) -> Changes:
         """Return the change log."""
         return Changes(*self._core.changes())
+
+    def snapshot(self, is_delta: bool, log_bytes: int, file: int) -> Snapshot:
+        """Return the table as of now."""
+        return _core.CoreSnapshot(self._core, is_delta, log_bytes, file)
 
     def _count(self, first: int, last: int, candidates: bool) -> int:
         """Return the number of rows (or candidates) of partitions [first, last]."""

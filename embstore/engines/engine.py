@@ -88,6 +88,55 @@ class JoinedBatch(NamedTuple):
     lr: float = 0.0
 
 
+class Snapshot(Protocol):
+    """A table as of one moment, read by one thread while others write to the table.
+
+    What is lost by a full disk or for want of memory is the snapshot, never a write: its calls
+    raise CheckpointError then.
+    """
+
+    def prepare(self, n_threads: int) -> None:
+        """Take memory and put the rows in order; before anything is read."""
+        ...
+
+    def stats(self) -> dict[str, int]:
+        """Return error, n_rows (to be read), n_live, n_candidates, n_deleted, n_in_file."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return ``es_state`` as of then."""
+        ...
+
+    def counts(self, candidates: bool) -> NDArray[np.uint64]:
+        """Return the rows to be read (or candidates) of each of the 256 partitions."""
+        ...
+
+    def rows(
+        self, first: int, n: int, n_threads: int
+    ) -> tuple[Keys, NDArray[Any], Floats, NDArray[np.uint32], NDArray[np.int64], int]:
+        """Return rows [first, first + n) by (partition, key), each of which can be read once.
+
+        keys, values as stored, slots, freq, step, and how many have NaN or infinity.
+        """
+        ...
+
+    def deleted(self) -> Keys:
+        """Return, of a delta, the keys that were removed and had no row then."""
+        ...
+
+    def candidates(self, first: int, n: int) -> tuple[Keys, NDArray[np.uint32], Keys]:
+        """Return keys, counts and epochs of candidates [first, first + n)."""
+        ...
+
+    def bloom(self, partition: int) -> NDArray[np.uint8]:
+        """Return the bytes of one sub-filter; partitions in ascending order, each once."""
+        ...
+
+    def end(self, is_saved: bool) -> None:
+        """End it; unless it was saved, the change log is as if there had been none."""
+        ...
+
+
 class Engine(Protocol):
     """A table's storage on one device.
 
@@ -224,6 +273,14 @@ class Engine(Protocol):
 
     def changes(self) -> Changes:
         """Return the change log."""
+        ...
+
+    def snapshot(self, is_delta: bool, log_bytes: int, file: int) -> Snapshot:
+        """Return the table as of now, or what the change log names of it; begin a new log.
+
+        Writers put rows that were not read yet into a log of `log_bytes` before they change them,
+        and beyond that into `file`, the descriptor of an empty file, or -1.
+        """
         ...
 
     def reset_changes(self) -> None:
