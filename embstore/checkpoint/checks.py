@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from embstore.checkpoint.content import CandidateBlock, RowBlock, n_nonfinite_rows
+import numpy as np
+
+from embstore import _core
+from embstore.checkpoint.content import CandidateBlock, RowBlock
 from embstore.checkpoint.manifest import TableEntry
-from embstore.checkpoint.partition import OrderCheck
+from embstore.checkpoint.partition import OrderCheck, order_fault
 
 STEP_SPAN = 1 << 32  # steps that a table can tell apart at one time
+DTYPE_CODES = {"float32": 0, "float16": 1, "uint16": 2}  # of es_dtype, for values as stored
 
 
 @dataclass(slots=True)
@@ -15,19 +19,32 @@ class RowCheck:
 
     table: TableEntry
     n_nonfinite: int = 0
-    _order: OrderCheck = field(default_factory=OrderCheck)
+    _last_key: int | None = None
 
     def fault(self, rows: RowBlock, first: int, last: int) -> str | None:
         """Return what is wrong with the next block, of partitions [first, last]."""
-        self.n_nonfinite += n_nonfinite_rows(rows.values, rows.slots)
-        return self._order.fault(rows.keys, first, last) or self._step_fault(rows)
+        if not len(rows):
+            return None
+        code = DTYPE_CODES.get(rows.values.dtype.name)
+        if code is None or rows.keys.dtype != np.int64 or rows.slots.dtype != np.float32:
+            return f"rows are of {rows.keys.dtype}, {rows.values.dtype} and {rows.slots.dtype}"
+        keys, values, slots = map(np.ascontiguousarray, (rows.keys, rows.values, rows.slots))
+        place, n_nonfinite = _core.check_rows(
+            keys, first, last, self._last_key, values, code, slots
+        )
+        self.n_nonfinite += n_nonfinite
+        if place < len(rows):
+            before = rows.keys[place - 1] if place else self._last_key
+            return order_fault(rows.keys[place], before, first, last)
+        self._last_key = int(rows.keys[-1])
+        return self._step_fault(rows)
 
     def _step_fault(self, rows: RowBlock) -> str | None:
         low = int(self.table.state["step_base"])
         high = min(int(self.table.state["step"]), low + STEP_SPAN - 1)
-        is_off = (rows.step < low) | (rows.step > high)
-        if not is_off.any():
+        if low <= rows.step.min() and rows.step.max() <= high:
             return None
+        is_off = (rows.step < low) | (rows.step > high)
         at = int(is_off.argmax())
         return f"the row of key {rows.keys[at]} is of step {rows.step[at]}, not of {low}..{high}"
 

@@ -163,21 +163,3 @@ class TableSink(Protocol):
     def reset_changes(self) -> None:
         """Begin a new change log."""
         ...
-
-
-def n_nonfinite_rows(values: NDArray[Any], slots: NDArray[np.float32]) -> int:
-    """Return how many rows have NaN or infinity."""
-    finite = [_is_finite(values), _is_finite(slots)]
-    if all(part.all() for part in finite):
-        return 0
-    return int(np.count_nonzero(~(finite[0].all(axis=1) & finite[1].all(axis=1))))
-
-
-def _is_finite(numbers: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which numbers are finite; uint16 are the bits of bfloat16."""
-    if numbers.dtype == np.uint16:
-        exponent = np.uint16(0x7F80)
-        finite: NDArray[np.bool_] = (numbers & exponent) != exponent
-    else:
-        finite = np.isfinite(numbers)
-    return finite

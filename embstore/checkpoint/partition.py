@@ -37,8 +37,7 @@ class OrderCheck:
         partitions = partition_of(keys)
         is_outside: NDArray[np.bool_] = (partitions < first) | (partitions > last)
         if is_outside.any():
-            at = int(is_outside.argmax())
-            return f"key {keys[at]} is of partition {partitions[at]}, not of {first}..{last}"
+            return order_fault(keys[int(is_outside.argmax())], None, first, last)
         row = self._first_out_of_order(keys, partitions)
         self._last = keys[-1:].copy()
         return row
@@ -52,5 +51,13 @@ class OrderCheck:
         if is_after.all():
             return None
         at = int(is_after.argmin())
-        what = "twice" if keys[at] == keys[at + 1] else f"after key {keys[at]}, out of order"
-        return f"key {keys[at + 1]} comes {what}"
+        return order_fault(keys[at + 1], keys[at], 0, N_PARTITIONS - 1)
+
+
+def order_fault(key: Any, before: Any, first: int, last: int) -> str:
+    """Return what is wrong with `key`, which does not belong after the key `before`."""
+    partition = int(partition_of(np.array([key], np.int64))[0])
+    if not first <= partition <= last:
+        return f"key {key} is of partition {partition}, not of {first}..{last}"
+    what = "twice" if key == before else f"after key {before}, out of order"
+    return f"key {key} comes {what}"
