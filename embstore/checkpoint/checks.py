@@ -6,7 +6,7 @@ import numpy as np
 
 from embstore import _core
 from embstore.checkpoint.content import CandidateBlock, RowBlock
-from embstore.checkpoint.manifest import TableEntry
+from embstore.checkpoint.entries import TableEntry
 from embstore.checkpoint.partition import OrderCheck, order_fault
 
 STEP_SPAN = 1 << 32  # steps that a table can tell apart at one time
