@@ -4,29 +4,42 @@ The room knows tables only by what they export and import, `TableView` and `Tabl
 """
 
 from embstore.checkpoint.audit import VerifyReport, inspect, verify
-from embstore.checkpoint.content import CandidateBlock, RowBlock, TableSink, TableView
-from embstore.checkpoint.reader import LoadedCheckpoint, LoadedTable, load_tables
+from embstore.checkpoint.compact import compact
+from embstore.checkpoint.content import (
+    CandidateBlock,
+    DeltaView,
+    RowBlock,
+    TableSink,
+    TableView,
+)
+from embstore.checkpoint.entries import Layer
+from embstore.checkpoint.reader import LoadedCheckpoint, LoadedTable, generations, load_tables
 from embstore.checkpoint.reshard import ReshardReport, reshard
 from embstore.checkpoint.restore import fill
+from embstore.checkpoint.save import SaveReport, save_tables
 from embstore.checkpoint.shards import OpenShards, Shard, check_shard, count_entries
 from embstore.checkpoint.source import TableSource
-from embstore.checkpoint.writer import save_tables
 
 __all__ = [
     "CandidateBlock",
+    "DeltaView",
+    "Layer",
     "LoadedCheckpoint",
     "LoadedTable",
     "OpenShards",
     "ReshardReport",
     "RowBlock",
+    "SaveReport",
     "Shard",
     "TableSink",
     "TableSource",
     "TableView",
     "VerifyReport",
     "check_shard",
+    "compact",
     "count_entries",
     "fill",
+    "generations",
     "inspect",
     "load_tables",
     "reshard",

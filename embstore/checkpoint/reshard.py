@@ -8,32 +8,29 @@
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embstore.checkpoint import manifest as manifests
+from embstore.checkpoint.compact import LoadedView
 from embstore.checkpoint.content import CandidateBlock, RowBlock
 from embstore.checkpoint.partition import N_PARTITIONS, partition_of
 from embstore.checkpoint.paths import Path, path_of
+from embstore.checkpoint.reader import LoadedTable
+from embstore.checkpoint.save import save_tables
 from embstore.checkpoint.shards import MAX_SHARDS, OpenShards, Shard, paths_of, shard_of
 from embstore.checkpoint.source import (
     LAST,
-    BlockT,
     KeyBlock,
     TableSource,
     clamp_steps,
     drop_expired,
-    joined,
-    no_candidates,
-    no_rows,
-    selected,
     settled_state,
 )
 from embstore.checkpoint.union import merged, raise_twice
-from embstore.checkpoint.writer import save_tables
 from embstore.errors import ArgumentError, EmbstoreWarning
 from embstore.policies._check import check_int
 
@@ -171,11 +168,11 @@ class _Survey:
         """Return the rows of output i."""
         return int(self._rows[i].sum())
 
-    def view(self, i: int, note: OnRows) -> "_View":
+    def view(self, i: int, note: OnRows) -> "_ShardView":
         """Return the table of output i, to be saved."""
-        shard = Shard(self._source, i, self._n_outputs)
-        state = settled_state(shard.state, int(self._n_clamped[i]), int(self._n_expired[i]))
-        return _View(shard, state, self._rows[i], self._candidates[i], note)
+        shard = _Settled(self._source, i, self._n_outputs)
+        shard.state = settled_state(shard.state, int(self._n_clamped[i]), int(self._n_expired[i]))
+        return _ShardView(shard, self._rows[i], self._candidates[i], note)
 
     def _read_rows(self, shard: TableSource, note: OnRows) -> Iterator[KeyBlock]:
         for rows in shard.rows():
@@ -216,94 +213,42 @@ class _Survey:
             )
 
 
-class _View:
-    """A shard as `save_tables` reads a table."""
+class _Settled(Shard):
+    """A shard whose steps and epochs fit the merged clocks."""
+
+    def rows(self, first: int = 0, last: int = LAST) -> Iterator[RowBlock]:
+        """Yield the rows of partitions [first, last]."""
+        for rows in super().rows(first, last):
+            yield clamp_steps(rows, self.state)[0]
+
+    def candidates(self, first: int = 0, last: int = LAST) -> Iterator[CandidateBlock]:
+        """Yield the candidates of partitions [first, last]."""
+        for block in super().candidates(first, last):
+            young, _ = drop_expired(block, self.config, self.state)
+            if len(young):
+                yield young
+
+
+class _ShardView(LoadedView):
+    """A shard as one to save, whose rows and candidates were counted before."""
 
     def __init__(
         self,
-        shard: Shard,
-        state: Mapping[str, int | float],
+        shard: _Settled,
         row_counts: NDArray[np.uint64],
         candidate_counts: NDArray[np.uint64],
         note: OnRows,
     ) -> None:
-        self._shard = shard
-        self._state = state
+        super().__init__(cast(LoadedTable, shard))
         self._counts = (row_counts, candidate_counts)
         self._note = note
-        self.config = shard.config
-        self.dim = shard.dim
-        self.dtype = shard.dtype
-        self.slots = shard.slots
-        self.pins = shard.pins
-        self._rows = _Cursor(self._settled_rows, no_rows(shard))
-        self._candidates = _Cursor(self._settled_candidates, no_candidates())
-        self._filters: Iterator[tuple[int, NDArray[np.uint8]]] = iter(())
-        self._filter = (-1, np.empty(0, np.uint8))
-
-    def get_state(self) -> Mapping[str, int | float]:
-        """Return clocks and totals."""
-        return self._state
 
     def partition_counts(self, candidates: bool) -> NDArray[np.uint64]:
         """Return the rows (or candidates) of each partition."""
         return self._counts[candidates]
 
     def export_rows(self, first: int, last: int) -> RowBlock:
-        """Return the rows of partitions [first, last]."""
-        rows = self._rows.take(first, last)
+        """Return the rows of partitions [first, last], of which there are some."""
+        rows = super().export_rows(first, last)
         self._note(len(rows))
         return rows
-
-    def export_candidates(self, first: int, last: int) -> CandidateBlock:
-        """Return the candidates of partitions [first, last]."""
-        return self._candidates.take(first, last)
-
-    def bloom_read(self, partition: int) -> NDArray[np.uint8]:
-        """Return a sub-filter; empty without a filter."""
-        if not self._shard.bloom_bytes:
-            return np.empty(0, np.uint8)
-        if partition < self._filter[0] or self._filter[0] < 0:
-            self._filters = enumerate(self._shard.bloom())
-            self._filter = next(self._filters)
-        while self._filter[0] < partition:
-            self._filter = next(self._filters)
-        return self._filter[1]
-
-    def _settled_rows(self, first: int) -> Iterator[RowBlock]:
-        for rows in self._shard.rows(first, LAST):
-            yield clamp_steps(rows, self._state)[0]
-
-    def _settled_candidates(self, first: int) -> Iterator[CandidateBlock]:
-        for block in self._shard.candidates():
-            yield drop_expired(block, self._shard.config, self._state)[0]
-
-
-class _Cursor(Generic[BlockT]):
-    """Hands out ranges of partitions from a stream, which is read once if they ascend."""
-
-    def __init__(self, stream_from: Callable[[int], Iterator[BlockT]], nothing: BlockT) -> None:
-        self._stream_from = stream_from
-        self._nothing = nothing
-        self._held = nothing
-        self._next = LAST + 1  # the first partition that was not handed out
-        self._stream: Iterator[BlockT] = iter(())
-
-    def take(self, first: int, last: int) -> BlockT:
-        """Return what partitions [first, last] hold."""
-        if first < self._next:
-            self._stream, self._held = self._stream_from(first), self._nothing
-        parts = [self._nothing]
-        while True:
-            begin, end = np.searchsorted(partition_of(self._held.keys), [first, last + 1])
-            parts.append(selected(self._held, slice(begin, end)))
-            if end < len(self._held.keys):
-                self._held = selected(self._held, slice(end, None))
-                break
-            block = next(self._stream, None)
-            if block is None:
-                self._held = self._nothing
-                break
-            self._held = block
-        self._next = last + 1
-        return joined([part for part in parts if len(part)] or [self._nothing])

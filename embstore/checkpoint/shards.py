@@ -87,12 +87,14 @@ class Shard:
 
     def rows(self, first: int = 0, last: int = LAST) -> Iterator[RowBlock]:
         """Yield the rows of partitions [first, last]."""
-        for block in self._source.rows(max(first, self._first), min(last, self._last)):
+        first, last = max(first, self._first), min(last, self._last)
+        for block in self._source.rows(first, last) if first <= last else ():
             yield from kept(block, self._is_own(block.keys))
 
-    def candidates(self) -> Iterator[CandidateBlock]:
-        """Yield the candidates."""
-        for block in self._source.candidates():
+    def candidates(self, first: int = 0, last: int = LAST) -> Iterator[CandidateBlock]:
+        """Yield the candidates of partitions [first, last]."""
+        first, last = max(first, self._first), min(last, self._last)
+        for block in self._source.candidates(first, last) if first <= last else ():
             yield from kept(block, self._is_own(block.keys))
 
     def bloom(self) -> Iterator[NDArray[np.uint8]]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from embstore.checkpoint.checks import STEP_SPAN
 from embstore.checkpoint.content import CandidateBlock, RowBlock
-from embstore.checkpoint.layout import VALUE_DTYPES, Slots
-from embstore.checkpoint.partition import N_PARTITIONS, partition_of
+from embstore.checkpoint.layout import Slots
+from embstore.checkpoint.partition import N_PARTITIONS
 from embstore.checkpoint.reader import LoadedTable
 from embstore.policies import admission as admissions
 
@@ -79,8 +79,8 @@ class TableSource(Protocol):
         """Yield the rows of partitions [first, last]."""
         ...
 
-    def candidates(self) -> Iterator[CandidateBlock]:
-        """Yield the candidates."""
+    def candidates(self, first: int = 0, last: int = LAST) -> Iterator[CandidateBlock]:
+        """Yield the candidates of partitions [first, last]."""
         ...
 
     def bloom(self) -> Iterator[NDArray[np.uint8]]:
@@ -115,13 +115,11 @@ class SavedTable:
 
     def rows(self, first: int = 0, last: int = LAST) -> Iterator[RowBlock]:
         """Yield the rows of partitions [first, last]."""
-        for block in self._table.rows():
-            partitions = partition_of(block.keys)
-            yield from kept(block, (partitions >= first) & (partitions <= last))
+        return self._table.rows(first, last)
 
-    def candidates(self) -> Iterator[CandidateBlock]:
-        """Yield the candidates."""
-        return self._table.candidates()
+    def candidates(self, first: int = 0, last: int = LAST) -> Iterator[CandidateBlock]:
+        """Yield the candidates of partitions [first, last]."""
+        return self._table.candidates(first, last)
 
     def bloom(self) -> Iterator[NDArray[np.uint8]]:
         """Yield the 256 sub-filters; nothing without a filter."""
@@ -159,23 +157,6 @@ def kept(block: BlockT, mask: NDArray[np.bool_]) -> Iterator[BlockT]:
             yield block
     elif mask.any():
         yield selected(block, mask)
-
-
-def no_rows(source: TableSource) -> RowBlock:
-    """Return a block without rows."""
-    slot_floats = sum(width for _, width in source.slots)
-    return RowBlock(
-        np.empty(0, np.int64),
-        np.empty((0, source.dim), VALUE_DTYPES[source.dtype]),
-        np.empty((0, slot_floats), np.float32),
-        np.empty(0, np.uint32),
-        np.empty(0, np.int64),
-    )
-
-
-def no_candidates() -> CandidateBlock:
-    """Return a block without candidates."""
-    return CandidateBlock(np.empty(0, np.int64), np.empty(0, np.uint32), np.empty(0, np.int64))
 
 
 def highest_step(state: Mapping[str, int | float]) -> int:

@@ -56,9 +56,9 @@ class MergedTable:
         """Yield the rows of partitions [first, last]."""
         return merged([shard.rows(first, last) for shard in self.shards], self._raise_twice)
 
-    def candidates(self) -> Iterator[CandidateBlock]:
-        """Yield the candidates."""
-        return merged([shard.candidates() for shard in self.shards], self._raise_twice)
+    def candidates(self, first: int = 0, last: int = LAST) -> Iterator[CandidateBlock]:
+        """Yield the candidates of partitions [first, last]."""
+        return merged([shard.candidates(first, last) for shard in self.shards], self._raise_twice)
 
     def bloom(self) -> Iterator[NDArray[np.uint8]]:
         """Yield the 256 sub-filters; nothing without a filter."""

@@ -167,9 +167,9 @@ class ConvertedTable:
                 values = convert_values(rows, old, new, self.place, self._allow_overflow)
             yield RowBlock(rows.keys, values, self._slots.apply(rows.slots), rows.freq, rows.step)
 
-    def candidates(self) -> Iterator[CandidateBlock]:
-        """Yield the candidates."""
-        return self._admission.candidates(self._source.candidates())
+    def candidates(self, first: int = 0, last: int = 255) -> Iterator[CandidateBlock]:
+        """Yield the candidates of partitions [first, last]."""
+        return self._admission.candidates(self._source.candidates(first, last))
 
     def bloom(self) -> Iterator[NDArray[np.uint8]]:
         """Yield the 256 sub-filters; nothing without a filter."""
