@@ -1,14 +1,15 @@
 """Store: several named tables that share a step, threads and one checkpoint."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embstore.engines import arrays
 from embstore.engines.engine import Bags, JoinedBatch, Part, Ticket
+from embstore.engines.spec import Dtype, OnFull
 from embstore.engines.types import ApplyReport, EvictReport
 from embstore.errors import (
     ArgumentError,
@@ -20,7 +21,11 @@ from embstore.policies._check import check_choice, check_step, shown
 from embstore.table import files
 from embstore.table.base import EvictionSink, locked, writing
 from embstore.table.batch import Batch, FeatureBatch, PooledBatch, PoolMode, as_bags
+from embstore.table.files import Bound, LoadAdmission, LoadEviction, Saved
 from embstore.table.table import ADMIT, MISSING, Admit, Missing, Table
+
+if TYPE_CHECKING:
+    from embstore.table.convert import LoadOptimizer, LoadSlots
 
 
 class Store:
@@ -328,10 +333,21 @@ class Store:
     @classmethod
     def load(
         cls,
-        path: files.Path,
+        path: files.Path | Sequence[files.Path],
         *,
+        tables: Iterable[str] | None = None,
         device: str = "cpu",
         hash_seed: int | None = None,
+        optimizer: "LoadOptimizer | Mapping[str, LoadOptimizer]" = None,
+        slots: "Literal['keep', 'reset'] | Mapping[str, LoadSlots] | None" = None,
+        dtype: Dtype | Mapping[str, Dtype | None] | None = None,
+        max_rows: Bound | Mapping[str, Bound] = "saved",
+        max_bytes: Bound | Mapping[str, Bound] = "saved",
+        on_full: OnFull | Saved | Mapping[str, OnFull | Saved] = "saved",
+        admission: LoadAdmission | Mapping[str, LoadAdmission] = "saved",
+        eviction: LoadEviction | Mapping[str, LoadEviction] = "saved",
+        evict_every: Bound | Mapping[str, Bound] = "saved",
+        shard: tuple[int, int] | None = None,
         on_evict: Mapping[str, EvictionSink] | None = None,
         verify: str = "full",
         allow_nonfinite: bool = False,
@@ -343,9 +359,16 @@ class Store:
         Parameters
         ----------
         path
-            The directory that `save` wrote.
+            The directory that `save` wrote, or those of the shards of one store, to be merged.
+        tables
+            Names of the tables to load; all by default. Features of the others are left out.
         device, hash_seed
             As for `Table`, for all tables.
+        optimizer, slots, dtype, max_rows, max_bytes, on_full, admission, eviction, evict_every
+            As in ``Table.load``: one value for all tables, or a dict from names of tables; those
+            that it lacks are as saved.
+        shard
+            As in ``Table.load``, for all tables.
         on_evict
             From names of tables to sinks, as for `Table`.
         verify, allow_nonfinite
@@ -357,27 +380,38 @@ class Store:
             ``extra`` is what was given to `save`.
         """
         from embstore import checkpoint
+        from embstore.table import loading
 
-        sinks = dict(on_evict or {})
-        tables: dict[str, Table] = {}
-        with checkpoint.load_tables(path, verify=verify) as loaded, ExitStack() as undo:
-            unknown = sorted(set(sinks) - set(loaded.tables))
-            if unknown:
-                raise ArgumentError(
-                    f"Store.load: on_evict names {unknown}; there are {list(loaded.tables)}"
-                )
-            for name, saved in loaded.tables.items():
-                where = f"{loaded.path}: table {name!r}"
-                spec = files.loaded_spec(saved, None, where)
-                table = Table._of_spec(spec, device, hash_seed, sinks.get(name), "Store.load")
-                undo.callback(table.close)
-                files.restore(table, saved, allow_nonfinite)
-                tables[name] = table
+        where = "Store.load"
+        part = None if shard is None else checkpoint.check_shard(where, shard)
+        asked = {
+            "optimizer": optimizer,
+            "slots": slots,
+            "dtype": dtype,
+            "max_rows": max_rows,
+            "max_bytes": max_bytes,
+            "on_full": on_full,
+            "admission": admission,
+            "eviction": eviction,
+            "evict_every": evict_every,
+        }
+        sinks = on_evict or {}
+        with checkpoint.OpenShards(path, tables, verify) as opened, ExitStack() as undo:
+            loading.check_names(where, "on_evict", sinks, opened.tables)
+            made: dict[str, Table] = {}
+            plans = loading.plan_loads(opened, asked, part, device, allow_nonfinite, where)
+            for name, plan in plans.items():
+                made[name] = Table._of_spec(plan.spec, device, hash_seed, sinks.get(name), where)
+                undo.callback(made[name].close)
+                loading.restore(made[name], plan)
+            features = (opened.store or {}).get("features")
+            if features is not None and tables is not None:
+                features = {f: name for f, name in features.items() if name in made}
             try:
-                store = cls(tables, (loaded.store or {}).get("features"))
+                store = cls(made, features)
             except EmbstoreError as error:
-                raise CheckpointMismatchError(f"{loaded.path}: {error}") from error
-            store.extra = loaded.extra
+                raise CheckpointMismatchError(f"{opened.place}: {error}") from error
+            store.extra = opened.extra
             undo.pop_all()
         return store
 

@@ -268,7 +268,7 @@ def test_engines_refuse_candidates_that_have_rows(tmp_path):
     kit.forge_file(
         tmp_path, "candidates", [[np.array([1]), np.ones(1, np.uint32), np.zeros(1, np.int64)]]
     )
-    with pytest.raises(es.CorruptCheckpointError, match="key is in the table already"):
+    with pytest.raises(es.CorruptCheckpointError, match="key 1 has a row and is a candidate"):
         es.Table.load(tmp_path)
     kit.forge_file(
         tmp_path, "candidates", [[np.array([2]), np.full(1, 3, np.uint32), np.zeros(1, np.int64)]]

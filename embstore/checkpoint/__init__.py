@@ -14,7 +14,11 @@ from embstore.checkpoint.content import (
 )
 from embstore.checkpoint.entries import Layer
 from embstore.checkpoint.reader import LoadedCheckpoint, LoadedTable, generations, load_tables
+from embstore.checkpoint.reshard import ReshardReport, reshard
+from embstore.checkpoint.restore import fill
 from embstore.checkpoint.save import SaveReport, save_tables
+from embstore.checkpoint.shards import OpenShards, Shard, check_shard, count_entries
+from embstore.checkpoint.source import TableSource
 
 __all__ = [
     "CandidateBlock",
@@ -22,15 +26,23 @@ __all__ = [
     "Layer",
     "LoadedCheckpoint",
     "LoadedTable",
+    "OpenShards",
+    "ReshardReport",
     "RowBlock",
     "SaveReport",
+    "Shard",
     "TableSink",
+    "TableSource",
     "TableView",
     "VerifyReport",
+    "check_shard",
     "compact",
+    "count_entries",
+    "fill",
     "generations",
     "inspect",
     "load_tables",
+    "reshard",
     "save_tables",
     "verify",
 ]

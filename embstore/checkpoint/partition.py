@@ -1,4 +1,4 @@
-"""The order of keys in files: by (partition, key); docs/semantics.md, section 1."""
+"""Partitions, and the order of keys in files: by (partition, key); docs/semantics.md, 1."""
 
 from typing import Any
 
@@ -10,15 +10,20 @@ N_PARTITIONS = 256
 Keys = NDArray[np.int64]
 
 
-def partition_of(keys: Keys) -> NDArray[np.uint8]:
-    """Return the partition of each key: the top 8 bits of its fixed hash."""
+def fixed_hash(keys: Keys) -> NDArray[np.uint64]:
+    """Return the hash of each key that partitions and shards are made by."""
     z = keys.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(27)
     z *= np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
-    return (z >> np.uint64(56)).astype(np.uint8)
+    return z
+
+
+def partition_of(keys: Keys) -> NDArray[np.uint8]:
+    """Return the partition of each key: the top 8 bits of its fixed hash."""
+    return (fixed_hash(keys) >> np.uint64(56)).astype(np.uint8)
 
 
 def in_file_order(keys: Keys) -> Keys:

@@ -65,6 +65,16 @@ class CounterAdmission(Admission):
         self._set("candidate_ttl", ttl)
 
 
+def candidate_grain(candidate_ttl: int | None) -> int:
+    """Return the steps of an epoch of candidates; 0 without epochs."""
+    return 0 if candidate_ttl is None else max(1, candidate_ttl // 16)
+
+
+def candidate_epochs(candidate_ttl: int) -> int:
+    """Return by how many epochs a candidate may be older than the latest one."""
+    return candidate_ttl // candidate_grain(candidate_ttl)
+
+
 @dataclass(frozen=True, slots=True)
 class BloomAdmission(Admission):
     """Counts in a cache-line blocked counting bloom filter: about 1.3, 2.6 or 5.6 bytes an id.
@@ -96,6 +106,11 @@ class BloomAdmission(Admission):
         self._set("fpr", check_float(where, "fpr", self.fpr, low=1e-6, high=0.5))
         halve_every = check_optional_int(where, "halve_every", self.halve_every, 1, INT64_MAX)
         self._set("halve_every", halve_every)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Cell bits, hashes and blocks: filters of one shape count the same key in one place."""
+        return self.cell_bits, self.n_hashes, self.blocks_per_partition
 
     @property
     def cell_bits(self) -> int:

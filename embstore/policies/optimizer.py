@@ -41,6 +41,10 @@ class Optimizer(Policy):
         """Return name and width of each slot of a row of `dim` values."""
         raise NotImplementedError
 
+    def slot_at_birth(self, name: str) -> float:
+        """Return the number that fills a slot of a new row."""
+        return float(getattr(self, "initial_accumulator", 0.0)) if name == "accumulator" else 0.0
+
     def to_config(self) -> dict[str, Any]:
         """Return the optimizer as a dict for JSON; a schedule is written as null."""
         config = Policy.to_config(self)

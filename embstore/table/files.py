@@ -1,23 +1,29 @@
 """How tables go into a checkpoint and come out of it; the format is the checkpoint room's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore.engines.spec import TableSpec
+from embstore.engines.spec import Dtype, OnFull
 from embstore.engines.types import Candidates, Rows
-from embstore.errors import ArgumentError, CheckpointMismatchError, EmbstoreError
-from embstore.policies.optimizer import Optimizer, Slots
+from embstore.errors import ArgumentError
+from embstore.policies.admission import Admission
+from embstore.policies.eviction import Eviction
+from embstore.policies.optimizer import Slots
 from embstore.table.base import EvictionSink, TableBase, locked
 from embstore.table.upkeep import TableUpkeep
 
 if TYPE_CHECKING:
-    from embstore.checkpoint import LoadedTable
+    from embstore.table.convert import LoadOptimizer, LoadSlots
 
 Path = str | PathLike[str]
+Saved = Literal["saved"]
+Bound = int | Saved | None
+LoadAdmission = Admission | Saved | None
+LoadEviction = Eviction | Saved | None
 
 
 class TableView:
@@ -63,45 +69,6 @@ def save_tables(
         checkpoint.save_tables(path, views, extra=extra, store=store)
 
 
-def loaded_spec(loaded: "LoadedTable", optimizer: Optimizer | None, where: str) -> TableSpec:
-    """Return the spec of a saved table, with the learning rate of `optimizer` if it is given.
-
-    Raises
-    ------
-    CheckpointMismatchError
-        If the saved parameters are not understood, or `optimizer` is not the saved one but for
-        its learning rate.
-    """
-    config = dict(loaded.config)
-    if optimizer is not None:
-        given, saved = optimizer.to_config(), config.get("optimizer") or {"kind": None}
-        if given | {"lr": None} != saved | {"lr": None}:
-            raise CheckpointMismatchError(
-                f"{where}: the table was saved with optimizer {saved}; the optimizer given may "
-                f"differ in lr alone, got {given}"
-            )
-        config["optimizer"] = given
-    try:
-        spec = TableSpec.from_config(config)
-    except CheckpointMismatchError:
-        raise
-    except EmbstoreError as error:
-        raise CheckpointMismatchError(f"{where}: {error}") from error
-    loaded.check_fits(spec.dim, spec.dtype, spec.slots, on_what=where)
-    return spec
-
-
-def restore(table: TableBase, loaded: "LoadedTable", allow_nonfinite: bool) -> None:
-    """Fill an empty table; close it if that fails."""
-    try:
-        loaded.restore(table._engine, allow_nonfinite=allow_nonfinite)
-        table._engine.set_pins(loaded.pins)
-        table._pins = loaded.pins
-    except BaseException:
-        table.close()
-        raise
-
-
 class TableFiles(TableUpkeep):
     """Files: save, load."""
 
@@ -131,56 +98,95 @@ class TableFiles(TableUpkeep):
     @classmethod
     def load(
         cls,
-        path: Path,
+        path: Path | Sequence[Path],
         *,
         name: str | None = None,
         device: str = "cpu",
         hash_seed: int | None = None,
-        optimizer: Optimizer | None = None,
+        optimizer: "LoadOptimizer" = None,
+        slots: "LoadSlots" = None,
+        dtype: Dtype | None = None,
+        max_rows: Bound = "saved",
+        max_bytes: Bound = "saved",
+        on_full: OnFull | Saved = "saved",
+        admission: LoadAdmission = "saved",
+        eviction: LoadEviction = "saved",
+        evict_every: Bound = "saved",
+        shard: tuple[int, int] | None = None,
         on_evict: EvictionSink | None = None,
         verify: str = "full",
         allow_nonfinite: bool = False,
     ) -> Self:
         """Return a new table from a checkpoint; training it goes on as if it had never stopped.
 
+        docs/checkpoints.md says what each conversion keeps.
+
         Parameters
         ----------
         path
-            The directory that `save` wrote.
+            The directory that `save` wrote, or those of the shards of one table, to be merged.
         name
             Which table, if there are several.
         device, hash_seed, on_evict
             As for `Table`.
         optimizer
-            The saved optimizer with another learning rate; needed where that was a schedule,
-            which is not saved. (Setting `lr` does the same.)
+            None or "keep" takes the saved one. "reset" takes it with its state as at birth. An
+            optimizer replaces it; it is needed where the learning rate was a schedule, which is
+            not saved. (Setting `lr` does the same.)
+        slots
+            What becomes of the state under an optimizer that differs in more than lr: "reset",
+            "keep" (slots of the same name and width; others as at birth), or a dict from its
+            slots to saved ones of the same width.
+        dtype
+            Another dtype; values are rounded to nearest even.
+        max_rows, max_bytes, on_full, admission, eviction, evict_every
+            As for `Table`; "saved" takes what was saved.
+        shard
+            (i, n) takes the keys that shard i of n owns, with their pins and pending counts.
         verify
             "full" reads and checks everything; a table is returned only if all of it is sound.
         allow_nonfinite
             Take rows with NaN or infinity, which are an error otherwise, but for tables made with
-            ``on_nonfinite="allow"``.
+            ``on_nonfinite="allow"``; and values that another dtype makes infinite.
 
         Raises
         ------
         CorruptCheckpointError
-            If a file is damaged.
+            If a file is damaged, or a key is in two shards.
         CheckpointMismatchError
-            If the checkpoint is sound but not what was asked for.
+            If the checkpoint is sound but cannot be what was asked for.
         CheckpointError
             If it cannot be read.
+
+        Warns
+        -----
+        EmbstoreWarning
+            If pending counts were dropped, for which the new admission policy has no place.
         """
         from embstore import checkpoint
+        from embstore.table.convert import Conversion
+        from embstore.table.loading import plan_load, restore
 
-        names = None if name is None else [name]
-        with checkpoint.load_tables(path, names=names, verify=verify) as loaded:
-            if len(loaded.tables) != 1:
+        where = "Table.load"
+        part = None if shard is None else checkpoint.check_shard(where, shard)
+        asked = Conversion(
+            optimizer=optimizer,
+            slots=slots,
+            dtype=dtype,
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+            on_full=on_full,
+            admission=admission,
+            eviction=eviction,
+            evict_every=evict_every,
+        )
+        with checkpoint.OpenShards(path, None if name is None else [name], verify) as opened:
+            if len(opened.tables) != 1:
                 raise ArgumentError(
-                    f"Table.load: name is needed, since {loaded.path} holds {list(loaded.tables)}"
+                    f"{where}: name is needed, since {opened.place} holds {list(opened.tables)}"
                 )
-            ((found, saved),) = loaded.tables.items()
-            spec = loaded_spec(saved, optimizer, f"{loaded.path}: table {found!r}")
-            table = cls._of_spec(spec, device, hash_seed, on_evict, "Table.load")
-            if optimizer is not None:
-                table.lr = optimizer.lr
-            restore(table, saved, allow_nonfinite)
+            (source,) = opened.tables.values()
+            plan = plan_load(source, asked, part, device, allow_nonfinite, where)
+            table = cls._of_spec(plan.spec, device, hash_seed, on_evict, where)
+            restore(table, plan)
         return table
