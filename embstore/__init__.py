@@ -24,6 +24,7 @@ from embstore.engines.types import (
 from embstore.errors import (
     ArgumentError,
     ArgumentTypeError,
+    CancelledError,
     CapacityError,
     CheckpointError,
     CheckpointMismatchError,
@@ -63,10 +64,11 @@ from embstore.policies import (
 )
 
 if TYPE_CHECKING:
+    from embstore.checkpoint import SaveReport
     from embstore.engines.buffers import buffer_stats, release_buffers
     from embstore.engines.threads import num_threads, set_num_threads
     from embstore.store import Store
-    from embstore.table import Batch, FeatureBatch, PooledBatch, Table
+    from embstore.table import Batch, FeatureBatch, PooledBatch, SaveHandle, SaveProgress, Table
 
 FOUND = KeyStatus.FOUND
 INSERTED = KeyStatus.INSERTED
@@ -91,6 +93,7 @@ __all__ = [
     "Batch",
     "BloomAdmission",
     "BufferStats",
+    "CancelledError",
     "Candidates",
     "CapacityError",
     "CapacityEviction",
@@ -123,6 +126,9 @@ __all__ = [
     "PooledBatch",
     "RowWiseAdagrad",
     "Rows",
+    "SaveHandle",
+    "SaveProgress",
+    "SaveReport",
     "StepEviction",
     "Store",
     "Table",
@@ -142,6 +148,9 @@ _HOMES = {
     "Batch": "embstore.table",
     "FeatureBatch": "embstore.table",
     "PooledBatch": "embstore.table",
+    "SaveHandle": "embstore.table",
+    "SaveProgress": "embstore.table",
+    "SaveReport": "embstore.checkpoint",
     "Store": "embstore.store",
     "Table": "embstore.table",
     "buffer_stats": "embstore.engines.buffers",

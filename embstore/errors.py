@@ -75,5 +75,9 @@ class CheckpointMismatchError(CheckpointError, ValueError):
     """A checkpoint is sound but does not fit what it is to be loaded into."""
 
 
+class CancelledError(EmbstoreError, RuntimeError):
+    """What was asked to end before it was done has done so."""
+
+
 class EmbstoreWarning(UserWarning):
     """Something works, but not as well as was asked for."""

@@ -1,8 +1,8 @@
 """Store: several named tables that share a step, threads and one checkpoint."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,15 @@ from embstore.errors import (
     EmbstoreError,
 )
 from embstore.policies._check import check_choice, check_step, shown
-from embstore.table import files
+from embstore.table import saving
 from embstore.table.base import EvictionSink, locked, writing
-from embstore.table.batch import Batch, FeatureBatch, PooledBatch, PoolMode, as_bags
+from embstore.table.batch import FeatureBatch, PoolMode, as_bags
+from embstore.table.features import Joint, items_by_feature, keys_by_feature
 from embstore.table.files import Bound, LoadAdmission, LoadEviction, Saved
 from embstore.table.table import ADMIT, MISSING, Admit, Missing, Table
 
 if TYPE_CHECKING:
+    from embstore.checkpoint import SaveReport
     from embstore.table.convert import LoadOptimizer, LoadSlots
 
 
@@ -116,7 +118,7 @@ class Store:
             From features to (n, dim).
         """
         where = "Store.find_many"
-        given = _keys_by_feature(keys, where)
+        given = keys_by_feature(keys, where)
         check_choice(where, "missing", missing, MISSING)
         return self._read(self._joined(given, {}, {}, where), missing, given)
 
@@ -154,10 +156,10 @@ class Store:
         step = check_step(where, step)
         if admit != "policy":
             check_choice(where, "admit", admit, ADMIT)
-        given = _keys_by_feature(keys, where)
+        given = keys_by_feature(keys, where)
         checked_counts = {
             feature: arrays.as_counts(c, len(given[feature]), f"{where}: {feature!r}")
-            for feature, c in _items(counts or {}, where, "counts", given)
+            for feature, c in items_by_feature(counts or {}, where, "counts", given)
         }
         return self._train(self._joined(given, checked_counts, {}, where), step, admit, given)
 
@@ -189,11 +191,11 @@ class Store:
             From features to (n_bags, dim) float32, or, with a step, to `FeatureBatch`.
         """
         where = "Store.pooled_many"
-        bounds = dict(_items(offsets, where, "offsets", keys))
-        factors = dict(_items(weights or {}, where, "weights", keys))
+        bounds = dict(items_by_feature(offsets, where, "offsets", keys))
+        factors = dict(items_by_feature(weights or {}, where, "weights", keys))
         bags: dict[str, Bags] = {}
         given: dict[str, NDArray[np.int64]] = {}
-        for feature, ids in _items(keys, where, "keys"):
+        for feature, ids in items_by_feature(keys, where, "keys"):
             if feature not in bounds:
                 raise ArgumentError(f"{where}: offsets lack feature {feature!r}")
             given[feature], bags[feature] = as_bags(
@@ -238,8 +240,8 @@ class Store:
         """
         where = "Store.apply_gradients_many"
         step = check_step(where, step)
-        given_grads = dict(_items(grads, where, "grads"))
-        given = dict(_items(batches, where, "batches"))
+        given_grads = dict(items_by_feature(grads, where, "grads"))
+        given = dict(items_by_feature(batches, where, "batches"))
         if set(given_grads) != set(given):
             raise ArgumentError(
                 f"{where}: grads must have the features of batches, {sorted(given)}, "
@@ -314,7 +316,13 @@ class Store:
             if table.has_eviction_policy
         }
 
-    def save(self, path: files.Path, extra: Any = None, evict: bool = False) -> None:
+    def save(
+        self,
+        path: saving.Path,
+        extra: Any = None,
+        evict: bool = False,
+        **options: Unpack[saving.SaveOptions],
+    ) -> "SaveReport":
         """Write a checkpoint of all tables as of one moment; see ``Table.save``.
 
         Parameters
@@ -325,15 +333,53 @@ class Store:
             A dict of what JSON can hold, and of numpy arrays, that `load` gives back.
         evict
             Run the tables' eviction policies first.
+        **options
+            delta, max_deltas, keep_last, io_share and snapshot_bytes (for each table) as for
+            ``Table.save``.
+
+        Returns
+        -------
+        SaveReport
         """
         if evict:
             self.evict()
-        files.save_tables(path, self._tables, extra, store={"features": self.features})
+        own = {"features": self.features}
+        return saving.save(path, self._tables, extra, own, options, "Store.save")
+
+    def save_async(
+        self,
+        path: saving.Path,
+        extra: Any = None,
+        evict: bool = False,
+        *,
+        on_done: Callable[[saving.SaveHandle], object] | None = None,
+        **options: Unpack[saving.SaveOptions],
+    ) -> saving.SaveHandle:
+        """Write a checkpoint of all tables as they are now, while training goes on.
+
+        Call it between two steps: all tables are cut at one moment, before it returns. See
+        ``Table.save_async``.
+
+        Parameters
+        ----------
+        path, extra, evict, on_done, **options
+            As for `save` and ``Table.save_async``.
+
+        Returns
+        -------
+        SaveHandle
+        """
+        if evict:
+            self.evict()
+        own = {"features": self.features}
+        return saving.save_async(
+            path, self._tables, extra, own, options, on_done, "Store.save_async"
+        )
 
     @classmethod
     def load(
         cls,
-        path: files.Path | Sequence[files.Path],
+        path: saving.Path | Sequence[saving.Path],
         *,
         tables: Iterable[str] | None = None,
         device: str = "cpu",
@@ -450,7 +496,7 @@ class Store:
         counts: Mapping[str, NDArray[np.uint32]],
         bags: Mapping[str, Bags],
         where: str,
-    ) -> list["_Joint"]:
+    ) -> list["Joint"]:
         """Return what each table has to do: its features, and memory for their rows."""
         joints = []
         for name, features in self._by_table(keys, where).items():
@@ -464,11 +510,11 @@ class Store:
                 own = rows[first : first + size]
                 parts.append(Part(keys[feature], own, counts.get(feature), bags.get(feature)))
                 first += size
-            joints.append(_Joint(table, features, rows, JoinedBatch(table._engine, parts)))
+            joints.append(Joint(table, features, rows, JoinedBatch(table._engine, parts)))
         return joints
 
     def _read(
-        self, joints: list["_Joint"], missing: Missing, order: Iterable[str]
+        self, joints: list["Joint"], missing: Missing, order: Iterable[str]
     ) -> dict[str, NDArray[Any]]:
         """Fill the rows of all features, and return them in the `order` of the features."""
         batches = [joint.batch for joint in joints]
@@ -481,7 +527,7 @@ class Store:
         return {feature: rows[feature] for feature in order}
 
     def _train(
-        self, joints: list["_Joint"], step: int, admit: Admit, order: Iterable[str]
+        self, joints: list["Joint"], step: int, admit: Admit, order: Iterable[str]
     ) -> dict[str, FeatureBatch]:
         """Insert the keys of all features, and return their batches in the `order` of features."""
         batches = [joint.batch for joint in joints]
@@ -501,39 +547,6 @@ class Store:
                 given[feature] = FeatureBatch(batch, place, ids, part.rows, part.bags)
                 first = ids.stop
         return {feature: given[feature] for feature in order}
-
-
-class _Joint(NamedTuple):
-    """A table's part of a call: its features, one after another in one batch."""
-
-    table: Table
-    features: list[str]
-    rows: NDArray[Any]
-    batch: JoinedBatch
-
-    def batch_of(self, ticket: Ticket) -> Batch:
-        """Return what the user gets for the table."""
-        bags = [part.bags for part in self.batch.parts if part.bags is not None]
-        if bags:
-            return PooledBatch(self.table, ticket, self.rows, bags)
-        return Batch(self.table, ticket, self.rows)
-
-
-def _keys_by_feature(keys: object, where: str) -> dict[str, NDArray[np.int64]]:
-    """Return the checked keys of each feature."""
-    return {f: arrays.as_keys(k, where, f"keys[{f!r}]") for f, k in _items(keys, where, "keys")}
-
-
-def _items(
-    mapping: object, where: str, name: str, among: Iterable[str] | None = None
-) -> Iterable[tuple[str, object]]:
-    """Return the items of a dict by feature, whose features must be `among` those."""
-    if not isinstance(mapping, Mapping):
-        raise arrays.type_error(where, name, mapping, "a dict by feature")
-    unknown = [] if among is None else [f for f in mapping if f not in set(among)]
-    if unknown:
-        raise ArgumentError(f"{where}: {name} has features that keys lack: {unknown}")
-    return mapping.items()
 
 
 def _named(tables: Mapping[str, Table] | Iterable[Table]) -> dict[str, Table]:

@@ -13,6 +13,7 @@
 
 #include "embstore/cpu/apply.h"
 #include "embstore/cpu/buffers.h"
+#include "embstore/cpu/checks.h"
 #include "embstore/cpu/insert.h"
 #include "embstore/cpu/inspect.h"
 #include "embstore/cpu/parts.h"
@@ -456,9 +457,9 @@ int es_snapshot_begin(es_table* table, int32_t delta, uint64_t log_bytes, int32_
   });
 }
 
-int es_snapshot_prepare(es_snapshot* snapshot, int32_t n_threads) {
+int es_snapshot_prepare(es_snapshot* snapshot, int32_t n_threads, int32_t prefault) {
   return guarded([&] {
-    snapshot->snapshot->prefault();
+    if (prefault != 0) snapshot->snapshot->prefault();
     snapshot->snapshot->prepare(threads_of(n_threads));
   });
 }
@@ -486,11 +487,11 @@ int es_snapshot_counts(es_snapshot* snapshot, int32_t candidates, uint64_t* coun
 }
 
 int es_snapshot_rows(es_snapshot* snapshot, uint64_t first, uint64_t n, int32_t n_threads, int64_t* keys, void* values,
-                     float* slots, uint32_t* freq, int64_t* step, uint64_t* n_nonfinite) {
+                     float* slots, uint32_t* freq, int64_t* step) {
   return guarded([&] {
     cpu::Snapshot& s = *snapshot->snapshot;
     require(first <= s.n_rows() && n <= s.n_rows() - first, "a snapshot has fewer rows");
-    *n_nonfinite = s.read_rows(first, n, cpu::RowArrays{keys, values, slots, freq, step}, threads_of(n_threads));
+    s.read_rows(first, n, cpu::RowArrays{keys, values, slots, freq, step}, threads_of(n_threads));
     require_good(s);
   });
 }

@@ -39,21 +39,25 @@ cdef class CoreSnapshot:
         raise CheckpointError(self.stats()["error"], f"{self.table.where}: {text}")
 
     def end(self, bint is_saved):
-        """End the snapshot; unless it was saved, the change log is as if there had been none."""
+        """End the snapshot; unless it was saved, the change log is as if there had been none.
+
+        One that has ended is left alone.
+        """
         cdef es_snapshot* snapshot = self.snapshot
         cdef int status
-        self.check_open()
+        if snapshot == NULL:
+            return
         self.snapshot = NULL
         with nogil:
             status = es_snapshot_end(snapshot, is_saved)
         self.table.leave(status)
 
-    def prepare(self, int n_threads):
-        """Take the log's memory and put the rows in order; before anything is read."""
+    def prepare(self, int n_threads, bint prefault):
+        """Put the rows in order, and take the log's memory if asked; before anything is read."""
         cdef int status
         self.check_open()
         with nogil:
-            status = es_snapshot_prepare(self.snapshot, n_threads)
+            status = es_snapshot_prepare(self.snapshot, n_threads, prefault)
         self.check(status)
 
     def stats(self):
@@ -91,18 +95,17 @@ cdef class CoreSnapshot:
         return counts
 
     def rows(self, uint64_t first, Py_ssize_t n, int n_threads):
-        """Return (keys, values as stored, slots, freq, step, rows that are not finite)."""
+        """Return (keys, values as stored, slots, freq, step)."""
         cdef _RowArrays rows = _RowArrays(n, self.table)
-        cdef uint64_t n_nonfinite = 0
         cdef int status
         self.check_open()
         with nogil:
             status = es_snapshot_rows(
                 self.snapshot, first, n, n_threads, rows.key_data, rows.value_data, rows.slot_data,
-                rows.freq_data, rows.step_data, &n_nonfinite,
+                rows.freq_data, rows.step_data,
             )
         self.check(status)
-        return *rows.first(n), n_nonfinite
+        return rows.first(n)
 
     def deleted(self):
         """Return the keys of a delta that were removed and had no row at the cut."""

@@ -234,13 +234,12 @@ cdef extern from "embstore/embstore.h" nogil:
     int es_changes_reset(es_table* table)
     int es_snapshot_begin(es_table* table, int32_t delta, uint64_t log_bytes, int32_t file,
                           es_snapshot** out)
-    int es_snapshot_prepare(es_snapshot* snapshot, int32_t n_threads)
+    int es_snapshot_prepare(es_snapshot* snapshot, int32_t n_threads, int32_t prefault)
     int es_snapshot_get_stats(es_snapshot* snapshot, es_snapshot_stats* out)
     int es_snapshot_state(es_snapshot* snapshot, es_state* out)
     int es_snapshot_counts(es_snapshot* snapshot, int32_t candidates, uint64_t* counts)
     int es_snapshot_rows(es_snapshot* snapshot, uint64_t first, uint64_t n, int32_t n_threads,
-                         int64_t* keys, void* values, float* slots, uint32_t* freq, int64_t* step,
-                         uint64_t* n_nonfinite)
+                         int64_t* keys, void* values, float* slots, uint32_t* freq, int64_t* step)
     int es_snapshot_deleted(es_snapshot* snapshot, int64_t* keys)
     int es_snapshot_candidates(es_snapshot* snapshot, uint64_t first, uint64_t n, int64_t* keys,
                                uint32_t* counts, int64_t* epochs)

@@ -67,9 +67,13 @@ class MemoryTable:
         keys = (self.pending if candidates else self.rows).keys
         return np.bincount(partition_of(keys), minlength=256).astype(np.uint64)
 
-    def export_rows(self, first, last):
+    def export_rows(self, first, last, part):
         p = partition_of(self.rows.keys)
-        return self.rows[(p >= first) & (p <= last)]
+        return self.rows[(p >= first) & (p <= last)][part]
+
+    @property
+    def bloom_bytes(self):
+        return 0 if self.bloom is None else self.bloom.shape[1]
 
     def export_candidates(self, first, last):
         p = partition_of(self.pending.keys)

@@ -451,8 +451,8 @@ def test_tables_that_do_not_fit_are_told(tmp_path):
 @pytest.mark.parametrize("wrong", ["order", "count", "dtype", "partition", "step"])
 def test_an_engine_that_exports_nonsense_is_caught(wrong, tmp_path):
     class Wrong(kit.MemoryTable):
-        def export_rows(self, first, last):
-            rows = super().export_rows(first, last)
+        def export_rows(self, first, last, part):
+            rows = super().export_rows(first, last, part)
             if wrong == "order":
                 return rows[::-1]
             if wrong == "count":

@@ -32,7 +32,10 @@ ROOMS = {
     "data": {"errors", "_prefetch"},
     "table": {"engines", "policies", "checkpoint", "errors"},
     "store": {"engines", "policies", "checkpoint", "errors", "table"},
-    "__init__": {"_version", "_config", "_core", "errors", "policies", "engines", "table", "store"},
+    "__init__": {
+        *("_version", "_config", "_core", "errors", "policies", "engines", "checkpoint"),
+        *("table", "store"),
+    },
     "__main__": {"cli"},
     **{room: {"public"} for room in ("cli", "serving", "torch", "tensorflow", "jax", "keras")},
 }

@@ -18,7 +18,8 @@ from embstore.checkpoint.reshard import ReshardReport, reshard
 from embstore.checkpoint.restore import fill
 from embstore.checkpoint.save import SaveReport, save_tables
 from embstore.checkpoint.shards import OpenShards, Shard, check_shard, count_entries
-from embstore.checkpoint.source import TableSource
+from embstore.checkpoint.source import SavedTable, TableSource
+from embstore.checkpoint.writer import Pace
 
 __all__ = [
     "CandidateBlock",
@@ -27,9 +28,11 @@ __all__ = [
     "LoadedCheckpoint",
     "LoadedTable",
     "OpenShards",
+    "Pace",
     "ReshardReport",
     "RowBlock",
     "SaveReport",
+    "SavedTable",
     "Shard",
     "TableSink",
     "TableSource",

@@ -98,7 +98,10 @@ class LoadedView:
         self.dtype: str = table.dtype
         self.slots: Slots = table.slots
         self.pins: NDArray[np.int64] = table.pins
+        self.bloom_bytes: int = table.bloom_bytes
         self._table = table
+        self._run: RowBlock  # of the partitions that are being exported
+        self._at = (-1, -1)
         self._rows: _Cursor[RowBlock] = _Cursor(table.rows)
         self._candidates: _Cursor[CandidateBlock] = _Cursor(table.candidates)
         self._bloom: Iterator[tuple[int, NDArray[np.uint8]]] = iter(())
@@ -116,18 +119,18 @@ class LoadedView:
             counts += found.astype(np.uint64)
         return counts
 
-    def export_rows(self, first: int, last: int) -> RowBlock:
-        """Return the rows of partitions [first, last], of which there are some."""
-        return joined(self._rows.take(first, last))
+    def export_rows(self, first: int, last: int, part: slice) -> RowBlock:
+        """Return a part of the rows of partitions [first, last], of which there are some."""
+        if (first, last) != self._at:
+            self._run, self._at = joined(self._rows.take(first, last)), (first, last)
+        return self._run[part]
 
     def export_candidates(self, first: int, last: int) -> CandidateBlock:
         """Return the candidates of partitions [first, last], of which there are some."""
         return joined(self._candidates.take(first, last))
 
     def bloom_read(self, partition: int) -> NDArray[np.uint8]:
-        """Return a sub-filter; empty without a filter."""
-        if not self._table.bloom_bytes:
-            return _NO_BYTES
+        """Return a sub-filter."""
         with self._lock:
             at, data = next(self._bloom, (partition + 1, _NO_BYTES))
             if at > partition:

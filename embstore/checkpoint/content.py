@@ -59,7 +59,11 @@ class CandidatesLike(Protocol):
 
 
 class TableView(Protocol):
-    """A table to save. Nobody writes to it while it is saved."""
+    """A table to save, as of one moment, whatever is written to it meanwhile.
+
+    It is read once and in this order: candidates and filter, which a snapshot keeps in memory until
+    then, and rows, each part of them after the one before. An export may run in another thread.
+    """
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -90,12 +94,17 @@ class TableView(Protocol):
         """Return clocks and totals."""
         ...
 
+    @property
+    def bloom_bytes(self) -> int:
+        """Bytes of a sub-filter; 0 without a filter."""
+        ...
+
     def partition_counts(self, candidates: bool) -> NDArray[np.uint64]:
         """Return the rows (or candidates) of each partition, (256,)."""
         ...
 
-    def export_rows(self, first: int, last: int) -> RowsLike:
-        """Return the rows of partitions [first, last]."""
+    def export_rows(self, first: int, last: int, part: slice) -> RowsLike:
+        """Return a part of the rows of partitions [first, last]."""
         ...
 
     def export_candidates(self, first: int, last: int) -> CandidatesLike:
@@ -103,7 +112,7 @@ class TableView(Protocol):
         ...
 
     def bloom_read(self, partition: int) -> NDArray[np.uint8]:
-        """Return a sub-filter; empty without a filter."""
+        """Return a sub-filter."""
         ...
 
 

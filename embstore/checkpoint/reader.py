@@ -41,6 +41,8 @@ class LoadedTable:
         Layers on top of the first.
     bloom_bytes : int
         Of each sub-filter; 0 without a filter.
+    digest : str
+        The SHA-256 of the checkpoint's manifest, in hexadecimal.
     pins : (n,) int64
         The pinned keys in ascending order.
     """
@@ -60,6 +62,7 @@ class LoadedTable:
         self.n_deltas = len(self.layers) - 1
         self.n_candidates = files.manifest.n_rows(index, "candidates")
         self.bloom_bytes = self._entry.bloom_blocks * BLOOM_BLOCK_BYTES
+        self.digest = files.manifest.digest
         self.pins = self._read_pins()
 
     def check_fits(self, dim: int, dtype: str, slots: Slots, on_what: str) -> None:

@@ -247,8 +247,8 @@ class _ShardView(LoadedView):
         """Return the rows (or candidates) of each partition."""
         return self._counts[candidates]
 
-    def export_rows(self, first: int, last: int) -> RowBlock:
-        """Return the rows of partitions [first, last], of which there are some."""
-        rows = super().export_rows(first, last)
+    def export_rows(self, first: int, last: int, part: slice) -> RowBlock:
+        """Return a part of the rows of partitions [first, last], of which there are some."""
+        rows = super().export_rows(first, last, part)
         self._note(len(rows))
         return rows

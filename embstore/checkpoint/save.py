@@ -11,7 +11,7 @@ from embstore.checkpoint.commit import History
 from embstore.checkpoint.fsio import Directory
 from embstore.checkpoint.manifest import Manifest
 from embstore.checkpoint.paths import Path, path_of
-from embstore.checkpoint.writer import Beside, DataWriter, Views
+from embstore.checkpoint.writer import AS_IT_COMES, Beside, DataWriter, Pace, Views
 from embstore.errors import ArgumentError, CheckpointError, EmbstoreWarning
 
 Cut = Callable[[bool], Views]
@@ -37,6 +37,17 @@ class SaveReport(NamedTuple):
     n_deltas : int
         Deltas on top of the last full save, this one included.
     seconds : float
+
+    Examples
+    --------
+    >>> import tempfile, embstore as es
+    >>> table, folder = es.Table(dim=2, track_changes=True), tempfile.mkdtemp()
+    >>> for step in range(2):
+    ...     _ = table.find_or_insert([step], step=step)
+    ...     report = table.save(folder, delta=True)
+    ...     report.kind, report.n_rows, report.reason
+    ('full', 1, 'the directory has no checkpoint')
+    ('delta', 1, '')
     """
 
     kind: str
@@ -59,6 +70,7 @@ def save_tables(
     base: str | None = None,
     max_deltas: int = 16,
     keep_last: int = 1,
+    pace: Pace = AS_IT_COMES,
 ) -> SaveReport:
     """Write a checkpoint of tables into a directory, replacing the one that is there at the end.
 
@@ -86,6 +98,8 @@ def save_tables(
         Deltas that may lie on top of a full save.
     keep_last
         How many generations stay loadable, the new one included.
+    pace
+        How blocks are exported, and who is told of those that are written.
 
     Returns
     -------
@@ -115,7 +129,7 @@ def save_tables(
     with Directory(path_of(path), create=True) as directory, directory.locked():
         history = commit.read_history(directory)
         reason = _reason_for_full(history.manifest, base, max_deltas)
-        report = save_after(directory, history, take, beside, reason, keep_last)
+        report = save_after(directory, history, take, beside, reason, keep_last, pace)
     return report._replace(seconds=time.perf_counter() - begin)
 
 
@@ -136,7 +150,7 @@ def _reason_for_full(before: Manifest | None, base: str | None, max_deltas: int)
     if base is None:
         return ""
     if before is None:
-        return "no checkpoint there"
+        return "the directory has no checkpoint"
     reasons = {
         "the directory's checkpoint is not the base": before.digest != base,
         "the base has no tables": not before.tables,
@@ -153,15 +167,15 @@ def save_after(
     beside: Beside,
     reason: str | None,
     keep_last: int,
+    pace: Pace = AS_IT_COMES,
 ) -> SaveReport:
     """Write the generation after those of `history` into a locked directory.
 
     It is a delta if no `reason` for a full save is given. The report has no seconds.
     """
     commit.remove_leftovers(directory, history)
-    save = DataWriter(
-        directory, history.next_generation, history.manifest if reason is None else None
-    )
+    base = history.manifest if reason is None else None
+    save = DataWriter(directory, history.next_generation, base, pace)
     try:
         manifest = save.write(cut(save.is_delta), beside)
         if keep_last > 1:

@@ -101,6 +101,7 @@ class SavedTable:
         self._table = table
         self.name = table.name
         self.path = path
+        self.digest = table.digest
         self.place = f"{path}: table {table.name!r}"
         self.shards: Sequence[SavedTable] = [self]
         self.dim = table.dim

@@ -1,12 +1,14 @@
 """The data files of a save: whole tables, or what changed of them since the layer before."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embstore._prefetch import Prefetched
 from embstore.checkpoint import commit, fields
 from embstore.checkpoint import extra as extras
 from embstore.checkpoint.blocks import Arrays, BlockWriter
@@ -40,8 +42,26 @@ from embstore.errors import (
     InternalError,
 )
 
-Export = Callable[[Run], Arrays]
+Export = Callable[[Run], Iterator[Arrays]]
 Views = Mapping[str, TableView]
+
+
+class Pace(NamedTuple):
+    """How blocks go from the table to the disk.
+
+    Attributes
+    ----------
+    n_ahead : int
+        Blocks that a thread of its own exports ahead of those that are written; 0: no thread.
+    observe : callable or None
+        Called with the bytes written so far after each block; what it raises ends the save.
+    """
+
+    n_ahead: int = 0
+    observe: Callable[[int], None] | None = None
+
+
+AS_IT_COMES = Pace()
 
 
 class Beside(NamedTuple):
@@ -62,9 +82,8 @@ def table_entry(name: object, view: TableView) -> TableEntry:
     """Return what the manifest says of a table before its rows are counted."""
     if not isinstance(name, str):
         raise ArgumentTypeError(f"the name of a table must be a string, got {name!r}")
-    bloom_bytes = len(view.bloom_read(0))
-    if bloom_bytes % BLOOM_BLOCK_BYTES:
-        raise InternalError(f"table {name!r}: a sub-filter has {bloom_bytes} bytes")
+    if view.bloom_bytes % BLOOM_BLOCK_BYTES:
+        raise InternalError(f"table {name!r}: a sub-filter has {view.bloom_bytes} bytes")
     return TableEntry(
         name=extras.json_value(name, "the name of a table"),
         dim=view.dim,
@@ -72,7 +91,7 @@ def table_entry(name: object, view: TableView) -> TableEntry:
         slots=tuple(view.slots),
         config=extras.json_value(dict(view.config), f"the config of table {name!r}"),
         state=fields.state(fields.state_member(view.get_state())),
-        bloom_blocks=bloom_bytes // BLOOM_BLOCK_BYTES,
+        bloom_blocks=view.bloom_bytes // BLOOM_BLOCK_BYTES,
     )
 
 
@@ -107,12 +126,15 @@ def _with_layer(entry: TableEntry, layer: Layer, view: TableView) -> TableEntry:
 class DataWriter:
     """Writes the data files of one save; of a delta if there is a base."""
 
-    def __init__(self, directory: Directory, generation: int, base: Manifest | None) -> None:
+    def __init__(
+        self, directory: Directory, generation: int, base: Manifest | None, pace: Pace
+    ) -> None:
         self.generation = generation
         self.is_delta = base is not None
         self.n_bytes = 0
         self._directory = directory
         self._base = base
+        self._pace = pace
 
     def write(self, views: Views, beside: Beside) -> Manifest:
         """Write all data files and return the manifest that names them."""
@@ -144,7 +166,7 @@ class DataWriter:
         written = self._write_rows(index, entry, view, rows)
         pins = in_file_order(np.ascontiguousarray(view.pins, np.int64))
         all_pins = [Run(0, N_PARTITIONS - 1, len(pins))]
-        rest += self._write_keyed(index, entry, "pins", all_pins, lambda run: [pins])
+        rest += self._write_keyed(index, entry, "pins", all_pins, lambda run: iter([[pins]]))
         n_rows = sum(file.n_rows for file in written)
         if self._base is None:
             entry = replace(entry, n_rows=n_rows, n_nonfinite_rows=rows.n_nonfinite)
@@ -185,18 +207,18 @@ class DataWriter:
                 entry,
                 "deleted",
                 part,
-                lambda run: [keys[partition_slice(keys, run.first, run.last)]],
+                lambda run: iter([[keys[partition_slice(keys, run.first, run.last)]]]),
             )
         ]
 
     def _write_candidates(self, index: int, entry: TableEntry, view: TableView) -> list[FileEntry]:
         check = CandidateCheck(entry)
 
-        def export(run: Run) -> Arrays:
+        def export(run: Run) -> Iterator[Arrays]:
             found = view.export_candidates(run.first, run.last)
             block = CandidateBlock(found.keys, found.counts, found.epochs)
             _expect(check.fault(block, run.first, run.last), run.n_rows, len(block))
-            return [block.keys, block.counts, block.epochs]
+            yield [block.keys, block.counts, block.epochs]
 
         runs = plan_runs(
             view.partition_counts(True), rows_of(FILE_BYTES, entry.columns("candidates"))
@@ -210,9 +232,9 @@ class DataWriter:
     def _write_bloom(self, index: int, entry: TableEntry, view: TableView) -> list[FileEntry]:
         columns = entry.columns("bloom")
 
-        def export(run: Run) -> Arrays:
+        def export(run: Run) -> Iterator[Arrays]:
             parts = [view.bloom_read(p) for p in range(run.first, run.last + 1)]
-            return [np.concatenate(parts).reshape(-1, BLOOM_BLOCK_BYTES)]
+            yield [np.concatenate(parts).reshape(-1, BLOOM_BLOCK_BYTES)]
 
         counts = np.full(N_PARTITIONS, entry.bloom_blocks)
         runs = plan_runs(counts, rows_of(BLOCK_BYTES, columns))
@@ -249,27 +271,39 @@ class DataWriter:
         return [self._write_file(file, EXTRA_COLUMNS, blocks)]
 
     def _write_file(
-        self, entry: FileEntry, columns: Columns, blocks: Iterator[Arrays]
+        self, entry: FileEntry, columns: Columns, blocks: Generator[Arrays, None, None]
     ) -> FileEntry:
         """Write a data file and make it durable; return it with its name and sections."""
         name = commit.data_name(self.generation, entry.name)
-        with self._directory.create(name) as file:
+        with self._directory.create(name) as file, self._ahead(blocks) as exported:
             writer = BlockWriter(name, columns, file)
-            for block in blocks:
+            for block in exported:
                 writer.add(block)
+                if self._pace.observe is not None:
+                    self._pace.observe(self.n_bytes + writer.tell())
             writer.finish()
             file.sync()
         written = replace(entry, name=name, sections=tuple(writer.sections))
         self.n_bytes += written.n_bytes
         return written
 
+    @contextmanager
+    def _ahead(self, blocks: Generator[Arrays, None, None]) -> Iterator[Iterator[Arrays]]:
+        """Give the blocks, exported ahead if that was asked for."""
+        if self._pace.n_ahead == 0:
+            yield blocks
+            return
+        with closing(Prefetched(blocks, self._pace.n_ahead)) as exported:
+            yield exported
 
-def _blocks_of(runs: list[Run], export: Export, max_rows: int) -> Iterator[Arrays]:
+
+def _blocks_of(runs: list[Run], export: Export, max_rows: int) -> Generator[Arrays, None, None]:
     """Yield the blocks of a file; whole partitions, or part of one, in each."""
     for run in runs:
-        if run.n_rows:
-            arrays = export(run)
-            for part in plan_blocks(run.n_rows, max_rows):
+        if not run.n_rows:
+            continue
+        for arrays in export(run):
+            for part in plan_blocks(len(arrays[0]), max_rows):
                 yield [array[part] for array in arrays]
 
 
@@ -308,14 +342,15 @@ class _RowSource:
         """Rows with NaN or infinity so far."""
         return self._check.n_nonfinite
 
-    def export(self, run: Run) -> Arrays:
-        """Return the columns of a run."""
-        rows = self._view.export_rows(run.first, run.last)
-        block = RowBlock(rows.keys, rows.values, rows.slots, rows.freq, rows.step)
-        fault = self._check.fault(block, run.first, run.last) or self._deleted_fault(block, run)
-        _expect(fault, run.n_rows, len(block))
-        arrays = [block.keys, block.values, block.slots, block.freq, block.step]
-        return arrays if len(self._columns) == len(arrays) else arrays[:2] + arrays[3:]
+    def export(self, run: Run) -> Iterator[Arrays]:
+        """Yield the columns of the blocks of a run."""
+        for part in plan_blocks(run.n_rows, rows_of(BLOCK_BYTES, self._columns)):
+            rows = self._view.export_rows(run.first, run.last, part)
+            block = RowBlock(rows.keys, rows.values, rows.slots, rows.freq, rows.step)
+            fault = self._check.fault(block, run.first, run.last) or self._deleted_fault(block, run)
+            _expect(fault, part.stop - part.start, len(block))
+            arrays = [block.keys, block.values, block.slots, block.freq, block.step]
+            yield arrays if len(self._columns) == len(arrays) else arrays[:2] + arrays[3:]
 
     def _deleted_fault(self, block: RowBlock, run: Run) -> str | None:
         deleted = self.deleted[partition_slice(self.deleted, run.first, run.last)]

@@ -95,8 +95,8 @@ class Snapshot(Protocol):
     raise CheckpointError then.
     """
 
-    def prepare(self, n_threads: int) -> None:
-        """Take memory and put the rows in order; before anything is read."""
+    def prepare(self, n_threads: int, prefault: bool) -> None:
+        """Put the rows in order, and take the log's memory if asked; before anything is read."""
         ...
 
     def stats(self) -> dict[str, int]:
@@ -113,10 +113,10 @@ class Snapshot(Protocol):
 
     def rows(
         self, first: int, n: int, n_threads: int
-    ) -> tuple[Keys, NDArray[Any], Floats, NDArray[np.uint32], NDArray[np.int64], int]:
+    ) -> tuple[Keys, NDArray[Any], Floats, NDArray[np.uint32], NDArray[np.int64]]:
         """Return rows [first, first + n) by (partition, key), each of which can be read once.
 
-        keys, values as stored, slots, freq, step, and how many have NaN or infinity.
+        keys, values as stored, slots, freq, step.
         """
         ...
 
@@ -133,7 +133,10 @@ class Snapshot(Protocol):
         ...
 
     def end(self, is_saved: bool) -> None:
-        """End it; unless it was saved, the change log is as if there had been none."""
+        """End it; unless it was saved, the change log is as if there had been none.
+
+        One that has ended is left alone.
+        """
         ...
 
 

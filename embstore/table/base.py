@@ -53,6 +53,9 @@ class TableBase:
         self._pins: NDArray[np.int64] = np.empty(0, np.int64)
         self._lr = None if spec.optimizer is None else spec.optimizer.lr
         self._is_bloom_past_capacity = False
+        self._base: str | None = None  # digest of the checkpoint with which the change log began
+        self._n_resets = 0  # of the change log by hand
+        self._n_resets_at_cut = 0
         self._make_lock()
         _TABLES.add(self)
 
@@ -88,6 +91,16 @@ class TableBase:
 
     def _make_lock(self) -> None:
         self._lock = threading.RLock()
+        self._save_lock = threading.Lock()  # taken before _lock
+
+    def _begin_save(self) -> None:
+        """Take note of the cut of a save, which begins a new change log."""
+        self._n_resets_at_cut = self._n_resets
+
+    def _note_saved(self, digest: str) -> None:
+        """Take note of the checkpoint that was saved since the cut."""
+        with self._lock:
+            self._base = digest if self._n_resets == self._n_resets_at_cut else None
 
     @property
     def _writing(self) -> AbstractContextManager[Any]:

@@ -217,6 +217,9 @@ class TableContent(TableBase):
     def changes(self) -> Changes:
         """Return the keys written, and those removed, since the change log began.
 
+        It begins with the table, and anew with `reset_changes`, with each save (at its cut) and
+        when the table is loaded.
+
         Raises
         ------
         ArgumentError
@@ -227,7 +230,7 @@ class TableContent(TableBase):
             return self._engine.changes()
 
     def reset_changes(self) -> None:
-        """Begin a new change log.
+        """Begin a new change log. The next ``save(delta=True)`` will then write everything.
 
         Raises
         ------
@@ -237,6 +240,8 @@ class TableContent(TableBase):
         self._check_tracking("Table.reset_changes")
         with self._lock:
             self._engine.reset_changes()
+            self._base = None  # the log is no longer what changed since a checkpoint
+            self._n_resets += 1
 
     def _check_tracking(self, where: str) -> None:
         if not self._spec.track_changes:

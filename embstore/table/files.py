@@ -1,99 +1,26 @@
-"""How tables go into a checkpoint and come out of it; the format is the checkpoint room's."""
+"""How a table comes out of a checkpoint; the format is the checkpoint room's."""
 
-from collections.abc import Mapping, Sequence
-from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Self
 
 from embstore.engines.spec import Dtype, OnFull
-from embstore.engines.types import Candidates, Rows
 from embstore.errors import ArgumentError
 from embstore.policies.admission import Admission
 from embstore.policies.eviction import Eviction
-from embstore.policies.optimizer import Slots
-from embstore.table.base import EvictionSink, TableBase, locked
-from embstore.table.upkeep import TableUpkeep
+from embstore.table.base import EvictionSink
+from embstore.table.saving import Path, TableSaving
 
 if TYPE_CHECKING:
     from embstore.table.convert import LoadOptimizer, LoadSlots
 
-Path = str | PathLike[str]
 Saved = Literal["saved"]
 Bound = int | Saved | None
 LoadAdmission = Admission | Saved | None
 LoadEviction = Eviction | Saved | None
 
 
-class TableView:
-    """What a checkpoint reads of a table whose writers are held out."""
-
-    def __init__(self, table: TableBase) -> None:
-        self._engine = table._engine
-        self.config: dict[str, Any] = table._spec.to_config()
-        self.dim: int = table.dim
-        self.dtype: str = table.dtype
-        self.slots: Slots = table.slots
-        self.pins: NDArray[np.int64] = table._pins
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the clocks and totals."""
-        return self._engine.get_state()
-
-    def partition_counts(self, candidates: bool) -> NDArray[np.uint64]:
-        """Return the rows (or candidates) of each partition."""
-        return self._engine.partition_counts(candidates)
-
-    def export_rows(self, first: int, last: int) -> Rows:
-        """Return the rows of partitions [first, last], values as stored."""
-        return self._engine.export_rows(first, last)
-
-    def export_candidates(self, first: int, last: int) -> Candidates:
-        """Return the candidates of partitions [first, last]."""
-        return self._engine.export_candidates(first, last)
-
-    def bloom_read(self, partition: int) -> NDArray[np.uint8]:
-        """Return the bytes of one sub-filter."""
-        return self._engine.bloom_read(partition)
-
-
-def save_tables(
-    path: Path, tables: Mapping[str, TableBase], extra: object, store: dict[str, Any] | None
-) -> None:
-    """Write all `tables` as of one moment: their writers wait meanwhile."""
-    from embstore import checkpoint
-
-    with locked(tables.values()):
-        views = {name: TableView(table) for name, table in tables.items()}
-        checkpoint.save_tables(path, views, extra=extra, store=store)
-
-
-class TableFiles(TableUpkeep):
-    """Files: save, load."""
-
-    def save(self, path: Path, extra: Any = None, evict: bool = False) -> None:
-        """Write a checkpoint: all rows, pending counts, pins and clocks, as of one moment.
-
-        Writers wait meanwhile. A checkpoint that is there is replaced in one step, at the end.
-
-        Parameters
-        ----------
-        path
-            A directory, made if need be.
-        extra
-            A dict of what JSON can hold, and of numpy arrays; ``Store.load`` gives it back.
-        evict
-            Run the table's eviction policy first.
-
-        Raises
-        ------
-        CheckpointError
-            If the files cannot be written; what was there before stays good.
-        """
-        if evict:
-            self.evict()
-        save_tables(path, {self.name: self}, extra, store=None)
+class TableFiles(TableSaving):
+    """Files: save, save_async, load."""
 
     @classmethod
     def load(

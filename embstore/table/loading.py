@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from embstore import engines
-from embstore.checkpoint import OpenShards, Shard, TableSource, count_entries, fill
+from embstore.checkpoint import OpenShards, SavedTable, Shard, TableSource, count_entries, fill
 from embstore.engines.spec import TableSpec
 from embstore.errors import (
     ArgumentError,
@@ -108,6 +108,8 @@ def restore(table: TableBase, plan: LoadPlan) -> None:
         _fill(table, plan)
         table._engine.set_pins(plan.source.pins)
         table._pins = plan.source.pins
+        if isinstance(plan.source, SavedTable):  # as it was saved: deltas can go on from there
+            table._base = plan.source.digest
         if plan.source.dropped:
             warnings.warn(
                 f"{plan.source.place}: {plan.source.dropped} were dropped, for which "

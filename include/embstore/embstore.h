@@ -335,16 +335,15 @@ typedef struct es_snapshot_stats {
 
 /* The cut. With delta, the rows that the change log names, else all; either way a new change log begins. */
 ES_API int es_snapshot_begin(es_table* table, int32_t delta, uint64_t log_bytes, int32_t file, es_snapshot** out);
-/* Memory of the log, and the order of the rows, on at most n_threads. Before anything is read. */
-ES_API int es_snapshot_prepare(es_snapshot* snapshot, int32_t n_threads);
+/* The order of the rows, on at most n_threads, and with prefault the memory of the log. Before anything is read. */
+ES_API int es_snapshot_prepare(es_snapshot* snapshot, int32_t n_threads, int32_t prefault);
 ES_API int es_snapshot_get_stats(es_snapshot* snapshot, es_snapshot_stats* out);
 ES_API int es_snapshot_state(es_snapshot* snapshot, es_state* out);
 /* counts: 256 numbers, the rows to be read (or candidates) of each partition. */
 ES_API int es_snapshot_counts(es_snapshot* snapshot, int32_t candidates, uint64_t* counts);
-/* Rows [first, first + n) by (partition, key), each of which can be read once. n_nonfinite: those with NaN or infinity.
- */
+/* Rows [first, first + n) by (partition, key), each of which can be read once. */
 ES_API int es_snapshot_rows(es_snapshot* snapshot, uint64_t first, uint64_t n, int32_t n_threads, int64_t* keys,
-                            void* values, float* slots, uint32_t* freq, int64_t* step, uint64_t* n_nonfinite);
+                            void* values, float* slots, uint32_t* freq, int64_t* step);
 /* keys: (n_deleted,) by (partition, key). */
 ES_API int es_snapshot_deleted(es_snapshot* snapshot, int64_t* keys);
 /* Candidates [first, first + n) by (partition, key). */

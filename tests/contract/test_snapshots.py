@@ -42,7 +42,7 @@ class Reading:
 
     def __init__(self, table, is_delta=False, log_bytes=1 << 20, file=-1):
         self.snapshot = table._engine.snapshot(is_delta, log_bytes, file)
-        self.snapshot.prepare(1)
+        self.snapshot.prepare(1, True)
         self.n_rows = self.snapshot.stats()["n_rows"]
         self.parts, self.bloom, self.at = [], [], 0
         self.n_bloom = 256 if len(table._engine.bloom_read(0)) else 0
@@ -244,7 +244,7 @@ def test_one_snapshot_at_a_time_and_none_of_a_closed_table(make_table):
     with pytest.raises(es.ArgumentError, match="another snapshot"):
         table._engine.snapshot(False, 0, -1)
     table.close()  # the snapshot keeps what it needs
-    snapshot.prepare(1)
+    snapshot.prepare(1, False)
     n = snapshot.stats()["n_rows"]
     assert len(snapshot.rows(0, n, 1)[0]) == n
     with pytest.raises(es.ArgumentError, match="fewer rows"):

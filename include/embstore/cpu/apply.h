@@ -2,6 +2,7 @@
 #ifndef EMBSTORE_CPU_APPLY_H_
 #define EMBSTORE_CPU_APPLY_H_
 
+#include "checks.h"
 #include "insert.h"
 
 namespace embstore::cpu {

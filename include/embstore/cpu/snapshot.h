@@ -14,7 +14,6 @@
 #include <unordered_set>
 #include <vector>
 
-#include "checks.h"
 #include "config.h"
 #include "gather.h"
 #include "order.h"
@@ -62,7 +61,7 @@ class Snapshot {
   void prefault() const { log_.prefault(); }
   void prepare(uint32_t n_threads);
   uint64_t count(uint32_t partition) const { return order_.count(partition); }
-  uint64_t read_rows(uint64_t first, uint64_t n, const RowArrays& out, uint32_t n_threads);
+  void read_rows(uint64_t first, uint64_t n, const RowArrays& out, uint32_t n_threads);
   const std::vector<int64_t>& deleted();
   const std::vector<Candidate>& candidates();
   int error() const { return error_.load(std::memory_order_relaxed) != 0 ? error_.load() : log_.error(); }
@@ -130,7 +129,8 @@ class Snapshot {
   std::atomic<int> error_{0};
 
   std::vector<Candidate> candidates_;
-  bool is_sorted_ = false;
+  bool is_sorted_ = false;           // candidates_
+  bool is_removed_settled_ = false;  // changes_.removed are those of a delta
 
   struct BlockImage {
     uint64_t block;
@@ -329,28 +329,25 @@ inline void Snapshot::read_range(const uint32_t* ids, uint64_t n, const RowArray
   log_.drop(numbers.data(), numbers.size());
 }
 
-// Rows [first, first + n) of the order, each of which can be read once; how many of them are not finite.
-inline uint64_t Snapshot::read_rows(uint64_t first, uint64_t n, const RowArrays& out, uint32_t n_threads) {
+// Rows [first, first + n) of the order, each of which can be read once.
+inline void Snapshot::read_rows(uint64_t first, uint64_t n, const RowArrays& out, uint32_t n_threads) {
   while (n_sorted_ < kPartitions && order_.offset(n_sorted_) < first + n) {
     order_.sort(RowsOfCut{*this}, n_sorted_, n_sorted_, 1);
     ++n_sorted_;
   }
-  std::atomic<uint64_t> n_nonfinite{0};
   const uint32_t n_parts = std::min(n_threads, n_parts_for(n));
   for_ranges(n, std::max(n_parts, 1u), [&](uint32_t, uint64_t begin, uint64_t end) {
-    const RowArrays own = arrays_from(out, begin, format_);
-    read_range(order_.at(first + begin), end - begin, own);
-    n_nonfinite.fetch_add(
-        n_nonfinite_rows(own.values, format_.dtype, format_.dim, own.slots, format_.n_slots, end - begin));
+    read_range(order_.at(first + begin), end - begin, arrays_from(out, begin, format_));
   });
   n_read_ += n;
   if (n_read_ >= n_rows_) is_read_.store(true, std::memory_order_release);
-  return n_nonfinite.load();
 }
 
 // Keys that were removed since the base and had no row at the cut.
 inline const std::vector<int64_t>& Snapshot::deleted() {
   std::vector<int64_t>& removed = changes_.removed;
+  if (is_removed_settled_) return removed;
+  is_removed_settled_ = true;
   std::sort(removed.begin(), removed.end(), is_before_in_files);
   removed.erase(std::unique(removed.begin(), removed.end()), removed.end());
   if (removed.empty()) return removed;
