@@ -396,6 +396,7 @@ class Store:
         shard: tuple[int, int] | None = None,
         on_evict: Mapping[str, EvictionSink] | None = None,
         verify: str = "full",
+        generation: int | None = None,
         allow_nonfinite: bool = False,
     ) -> Self:
         """Return a new store from a checkpoint of a store, or of a table; see ``Table.load``.
@@ -417,7 +418,7 @@ class Store:
             As in ``Table.load``, for all tables.
         on_evict
             From names of tables to sinks, as for `Table`.
-        verify, allow_nonfinite
+        verify, generation, allow_nonfinite
             As in ``Table.load``.
 
         Returns
@@ -442,7 +443,8 @@ class Store:
             "evict_every": evict_every,
         }
         sinks = on_evict or {}
-        with checkpoint.OpenShards(path, tables, verify) as opened, ExitStack() as undo:
+        opened = checkpoint.OpenShards(path, tables, verify, generation)
+        with opened, ExitStack() as undo:
             loading.check_names(where, "on_evict", sinks, opened.tables)
             made: dict[str, Table] = {}
             plans = loading.plan_loads(opened, asked, part, device, allow_nonfinite, where)

@@ -146,11 +146,14 @@ class OpenShards:
         path: Path | Sequence[Path],
         names: Iterable[str] | None = None,
         verify: str = "full",
+        generation: int | None = None,
     ) -> None:
         paths = paths_of(path)
         wanted = None if names is None else list(names)
         with ExitStack() as stack:
-            opened = [stack.enter_context(load_tables(p, wanted, verify)) for p in paths]
+            opened = [
+                stack.enter_context(load_tables(p, wanted, verify, generation)) for p in paths
+            ]
             self.place = ", ".join(paths)
             self.store = opened[0].store
             self.extra = opened[0].extra

@@ -42,6 +42,7 @@ class TableFiles(TableSaving):
         shard: tuple[int, int] | None = None,
         on_evict: EvictionSink | None = None,
         verify: str = "full",
+        generation: int | None = None,
         allow_nonfinite: bool = False,
     ) -> Self:
         """Return a new table from a checkpoint; training it goes on as if it had never stopped.
@@ -72,6 +73,9 @@ class TableFiles(TableSaving):
             (i, n) takes the keys that shard i of n owns, with their pins and pending counts.
         verify
             "full" reads and checks everything; a table is returned only if all of it is sound.
+            (To read a checkpoint without loading it: `embstore.serving`.)
+        generation
+            An older save that the directory keeps (``save(keep_last=...)``); the newest by default.
         allow_nonfinite
             Take rows with NaN or infinity, which are an error otherwise, but for tables made with
             ``on_nonfinite="allow"``; and values that another dtype makes infinite.
@@ -107,7 +111,8 @@ class TableFiles(TableSaving):
             eviction=eviction,
             evict_every=evict_every,
         )
-        with checkpoint.OpenShards(path, None if name is None else [name], verify) as opened:
+        names = None if name is None else [name]
+        with checkpoint.OpenShards(path, names, verify, generation) as opened:
             if len(opened.tables) != 1:
                 raise ArgumentError(
                     f"{where}: name is needed, since {opened.place} holds {list(opened.tables)}"
