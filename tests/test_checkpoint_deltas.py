@@ -10,6 +10,7 @@ import checkpoint_kit as kit
 import independent_reader
 import numpy as np
 import pytest
+from golden import make_deltas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -488,3 +489,34 @@ def test_a_reader_made_from_the_document_alone_reads_chains(tmp_path):
     for name, column in zip(kit.ROW_NAMES, found["rows"].values(), strict=True):
         np.testing.assert_array_equal(np.array(column), getattr(tables[-1].rows, name))
     assert found["candidates"]["key"] == tables[-1].pending.keys.tolist()
+
+
+# ---- golden
+
+
+def test_todays_writer_gives_the_bytes_of_the_golden_chain(tmp_path):
+    tables, reports = make_deltas.main(tmp_path)
+    assert [report.kind for report in reports] == ["full", "delta", "delta"]
+    assert kit.files_of(tmp_path) == kit.files_of(make_deltas.PATH)
+    for table in tables.values():
+        table.close()
+
+
+def test_the_golden_chain_loads(tmp_path):
+    assert checkpoint.generations(make_deltas.PATH) == [2, 3]
+    checkpoint.verify(make_deltas.PATH, generation=2)
+    for member in ("layers", "rows", "candidates", "pins", "bloom_blocks"):
+        assert any(table[member] for table in kit.read_manifest(make_deltas.PATH)["tables"])
+    found = independent_reader.read(make_deltas.PATH)
+    tables, _ = make_deltas.main(tmp_path, first_save=2)  # a full checkpoint of the same moment
+    assert kit.read_manifest(tmp_path)["required_features"] == []
+    assert kit.content_of(make_deltas.PATH) == kit.content_of(tmp_path)
+    whole = independent_reader.read(tmp_path)
+    for name, table in tables.items():
+        with es.Table.load(make_deltas.PATH, name=name) as loaded:
+            assert len(loaded) == len(table)
+        deleted = found["tables"][name].pop("deleted", None)
+        assert deleted is not None
+        del found["tables"][name]["about"], whole["tables"][name]["about"]
+        table.close()
+    assert found == whole
