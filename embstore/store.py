@@ -411,7 +411,7 @@ class Store:
                 store = cls(made, features)
             except EmbstoreError as error:
                 raise CheckpointMismatchError(f"{opened.place}: {error}") from error
-            store.extra = opened.extra
+            store.extra = opened.take_extra()
             undo.pop_all()
         return store
 

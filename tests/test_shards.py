@@ -434,7 +434,53 @@ def test_a_damaged_filter_is_noticed(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("admission", [None, {"kind": "Sieve"}])
+def test_filters_without_their_policy_are_refused(tmp_path, admission):
+    table = kit.memory_table(0, 0, bloom_blocks=1)
+    table.config["admission"] = admission
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        checkpoint.save_tables(path, {"t": table})
+    with pytest.raises(es.CheckpointMismatchError, match=r"with a 'kind'|kind must be"):
+        reshard(paths, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # Around it.
+
+
+def test_a_shard_reads_only_files_that_may_hold_its_keys(tmp_path, monkeypatch):
+    monkeypatch.setattr("embstore.checkpoint.writer.FILE_BYTES", 5000)
+    monkeypatch.setattr("embstore.checkpoint.writer.BLOCK_BYTES", 1000)
+    with es.Table(4, name="t", admission=es.CounterAdmission(2)) as table:
+        table.find_or_insert(np.arange(3000), step=0, admit="always")
+        table.save(tmp_path)
+    files = [f for f in kit.read_manifest(tmp_path)["files"] if f["kind"] == "rows"]
+    assert len(files) > 8
+    path = tmp_path / files[-1]["name"]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    for i in range(3):
+        with es.Table.load(tmp_path, shard=(i, 4)) as table:
+            assert len(table) == (hashing.shard_of(np.arange(3000), 4) == i).sum()
+    with pytest.raises(es.CorruptCheckpointError, match=path.name):
+        es.Table.load(tmp_path, shard=(3, 4))
+
+
+@pytest.mark.parametrize("n_rows", [0, 1])
+def test_shards_may_be_empty(tmp_path, n_rows):
+    with es.Table(2, name="t", admission=es.BloomAdmission(2, 10)) as table:
+        table.find_or_insert(np.arange(n_rows), step=0, admit="always")
+        table.save(tmp_path / "one")
+    report = reshard(tmp_path / "one", (tmp_path / "many", 8))
+    assert sorted(report.rows_by_output) == [0] * 7 + [n_rows]
+    for path, n in zip(report.outputs, report.rows_by_output, strict=True):
+        with es.Table.load(path) as table:
+            assert len(table) == n
+    with es.Table.load(report.outputs) as table:
+        table.save(tmp_path / "back")
+    assert kit.files_of(tmp_path / "back") == kit.files_of(tmp_path / "one")
 
 
 def test_a_store_is_resharded_and_loaded_by_shards(tmp_path):
@@ -463,6 +509,7 @@ def test_shards_of_other_extra_are_merged_with_a_warning(tmp_path):
             table.find_or_insert([i], step=0)
             table.save(tmp_path / f"{i}", extra={"rank": i, "dense": np.zeros(3)})
     paths = [tmp_path / "0", tmp_path / "1"]
+    es.Table.load(paths).close()
     with pytest.warns(es.EmbstoreWarning, match="extra of .*0 is taken; that of .*1 is another"):
         with es.Store.load(paths) as store:
             assert store.extra["rank"] == 0

@@ -98,9 +98,10 @@ def reshard(
         surveys = {
             name: _Survey(table, len(outputs), note) for name, table in opened.tables.items()
         }
+        extra = opened.take_extra()
         for i, output in enumerate(outputs):
             views = {name: surveys[name].view(i, note) for name in opened.tables}
-            save_tables(output, views, extra=opened.extra, store=opened.store)
+            save_tables(output, views, extra=extra, store=opened.store)
     by_output = [sum(s.n_rows(i) for s in surveys.values()) for i in range(len(outputs))]
     return ReshardReport(
         sources=tuple(paths),
