@@ -15,7 +15,7 @@ from reference import hashing
 
 import embstore as es
 from embstore import checkpoint
-from embstore.checkpoint import CandidateBlock, layout
+from embstore.checkpoint import CandidateBlock, fsio, layout
 from embstore.checkpoint.reshard import reshard
 from embstore.checkpoint.shards import partitions_of_shard, shard_of
 from embstore.checkpoint.union import greatest_cells, merged, merged_state
@@ -409,6 +409,37 @@ def test_reshard_spares_what_is_there(tmp_path):
     assert not (tmp_path / "c").exists()
     n_rows = [reshard(p, tmp_path / f"of {p.name}").n_rows for p in (a, b)]
     assert reshard([a, b], tmp_path / "out", force=True).n_rows == sum(n_rows)
+
+
+def test_a_set_of_shards_must_be_complete(tmp_path):
+    table, paths = saved_shards(tmp_path)
+    shards = reshard(paths, (tmp_path / "four", 4)).outputs
+    message = "2 of 4 shards are not among the sources, the first of them shard-00000-of-00004"
+    with pytest.raises(es.ArgumentError, match=message):
+        reshard([*shards[1:2], *shards[3:]], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert reshard(shards[::-1], tmp_path / "out").n_rows == len(table.rows)
+
+
+def test_a_full_disk_leaves_whole_outputs_alone(tmp_path, monkeypatch):
+    table, paths = saved_shards(tmp_path)
+    before = [kit.files_of(path) for path in paths]
+    create = fsio.Directory.create
+
+    def create_until_full(directory, name):
+        if directory.path.endswith("shard-00002-of-00003") and "rows" in name:
+            raise es.CheckpointError(28, "no space left")
+        return create(directory, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fsio.Directory, "create", create_until_full)
+        with pytest.raises(es.CheckpointError, match="no space left"):
+            reshard(paths, (tmp_path / "out", 3))
+    done, _, failed = shard_paths(tmp_path / "out", 3)
+    assert checkpoint.verify(done).n_rows > 0
+    assert kit.files_of(failed) == {}
+    assert [kit.files_of(path) for path in paths] == before
+    assert reshard(paths, (tmp_path / "out", 3), force=True).n_rows == len(table.rows)
 
 
 @pytest.mark.parametrize("kind", ["rows", "candidates", "pins"])
