@@ -383,6 +383,8 @@ class Store:
         from embstore.table import loading
 
         where = "Store.load"
+        if isinstance(tables, str):
+            raise arrays.type_error(where, "tables", tables, "names of tables")
         part = None if shard is None else checkpoint.check_shard(where, shard)
         asked = {
             "optimizer": optimizer,
