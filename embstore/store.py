@@ -430,6 +430,8 @@ class Store:
         from embstore.table import loading
 
         where = "Store.load"
+        if isinstance(tables, str):
+            raise arrays.type_error(where, "tables", tables, "names of tables")
         part = None if shard is None else checkpoint.check_shard(where, shard)
         asked = {
             "optimizer": optimizer,
@@ -459,7 +461,7 @@ class Store:
                 store = cls(made, features)
             except EmbstoreError as error:
                 raise CheckpointMismatchError(f"{opened.place}: {error}") from error
-            store.extra = opened.extra
+            store.extra = opened.take_extra()
             undo.pop_all()
         return store
 

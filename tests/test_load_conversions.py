@@ -377,6 +377,8 @@ def test_some_tables_of_a_store_are_loaded_alone(saved_store):
         assert store.features == {"seen": "item", "bought": "item"}
     with pytest.raises(es.CheckpointMismatchError, match="no table 'movie'"):
         es.Store.load(saved_store, tables=["movie"])
+    with pytest.raises(es.ArgumentTypeError, match="names of tables, got 'item'"):
+        es.Store.load(saved_store, tables="item")
 
 
 def test_a_store_is_made_whole_or_not_at_all(saved_store, no_engine_left):

@@ -1,7 +1,5 @@
-"""Shards: a table cut into N checkpoints, N checkpoints read as one table, reshard."""
+"""Shards: which keys they own; several read as one table; what is no shard of what."""
 
-import tracemalloc
-from dataclasses import replace
 from itertools import pairwise
 
 import checkpoint_kit as kit
@@ -12,22 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from property.program import keys_of
 from reference import hashing
+from shard_kit import saved_shards, shard_paths, tables_of
 
 import embstore as es
 from embstore import checkpoint
-from embstore.checkpoint import CandidateBlock, layout
+from embstore.checkpoint import CandidateBlock
 from embstore.checkpoint.reshard import reshard
 from embstore.checkpoint.shards import partitions_of_shard, shard_of
 from embstore.checkpoint.union import greatest_cells, merged, merged_state
-
-COUNTS = [1, 2, 3, 4, 8]
-TOTALS = [name for name in kit.STATE if name.startswith("n_") and name != "n_train_steps"]
-
-
-def shard_paths(folder, n):
-    """The directories that reshard makes."""
-    return [folder / f"shard-{i:05d}-of-{n:05d}" for i in range(n)] if n > 1 else [folder]
-
 
 # Which shard owns a key.
 
@@ -53,88 +43,7 @@ def test_shards_share_partitions_only_at_their_ends(n):
         assert first - last in (0, 1)
 
 
-# N to M to 1.
-
-
-def tables_of(seed):
-    """Tables of random shapes, with rows, candidates or a filter, pins, or nothing."""
-    rng = np.random.default_rng(seed)
-    dtype = ["float32", "float16", "bfloat16"][seed % 3]
-    slots = [(("accumulator", 1),), (), (("exp_avg", 3), ("exp_avg_sq", 3))][seed % 3]
-    bloom = {"kind": "BloomAdmission", "min_count": (2, 3, 9)[seed % 3], "capacity": 10}
-    counter = {"kind": "CounterAdmission", "min_count": 9, "candidate_ttl": 144}
-    filtered = kit.memory_table(int(rng.integers(1, 900)), 0, 3, dtype, slots, 2, seed)
-    counted = kit.memory_table(int(rng.integers(1, 900)), 70, 5, seed=seed)
-    empty = kit.memory_table(0, 0, slots=(), seed=seed)
-    for table, admission in ((filtered, bloom), (counted, counter)):
-        table.config["admission"] = admission
-        table.state["n_inserted"] = 77
-    empty.state["n_inserted"] = 5
-    return {"filtered": filtered, "counted": counted, "empty": empty}
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_n_to_m_to_1_gives_the_same_bytes(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(layout, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr("embstore.checkpoint.writer.BLOCK_BYTES", 2000)
-    monkeypatch.setattr("embstore.checkpoint.writer.FILE_BYTES", 9000)
-    extra = {"epoch": 3, "dense": np.arange(5.0)}
-    checkpoint.save_tables(tmp_path / "one", tables_of(seed), extra, {"features": {}})
-    expected = kit.files_of(tmp_path / "one")
-    assert len(expected) > 10
-    at, n_before = tmp_path / "one", 1
-    for n in [*COUNTS, 2, 1]:
-        sources = shard_paths(at, n_before)
-        at = tmp_path / f"{n_before} to {n}"
-        report = reshard(sources, (at, n))
-        assert report.outputs == tuple(map(str, shard_paths(at, n)))
-        assert len(report.rows_by_output) == n
-        n_before = n
-        back = tmp_path / f"{at.name}, and back"
-        reshard(shard_paths(at, n), back)
-        assert kit.files_of(back) == expected
-    assert kit.files_of(at) == expected
-
-
-def test_a_shard_has_its_keys_and_its_part_of_the_filter(tmp_path):
-    table = tables_of(0)["filtered"]
-    checkpoint.save_tables(tmp_path / "one", {"t": table})
-    report = reshard(tmp_path / "one", (tmp_path / "many", 3))
-    filters, totals = [], []
-    for i, path in enumerate(report.outputs):
-        with checkpoint.load_tables(path) as loaded:
-            found = loaded.tables["t"]
-            keys = np.concatenate([block.keys for block in found.rows()])
-            assert len(keys) == report.rows_by_output[i]
-            assert np.array_equal(keys, table.rows.keys[hashing.shard_of(table.rows.keys, 3) == i])
-            assert np.array_equal(found.pins, table.pins[hashing.shard_of(table.pins, 3) == i])
-            filters.append(np.stack([*found.bloom()]))
-            totals.append([found.state[name] for name in TOTALS])
-    assert np.sum(totals, axis=0).tolist() == [table.state[name] for name in TOTALS]
-    for partition in range(256):
-        owners = [i for i in range(3) if np.any(filters[i][partition])]
-        assert owners == {85: [0, 1], 170: [1, 2]}.get(partition, [partition * 3 // 256])
-        for i in owners:
-            assert np.array_equal(filters[i][partition], table.bloom[partition])
-
-
-@pytest.mark.filterwarnings("ignore:.*NaN or infinity")
-@pytest.mark.parametrize("n", [2, 5])
-def test_a_shard_is_loaded_as_reshard_cuts_it(tmp_path, n):
-    admission = es.CounterAdmission(3, candidate_ttl=20)
-    with program_on(4, optimizer=es.Adam(0.1), admission=admission, name="t") as program:
-        whole = program.pair.table
-        whole.pin(np.arange(30))
-        whole.save(tmp_path / "one")
-        report = reshard(tmp_path / "one", (tmp_path / "many", n))
-        stats = []
-        for i, path in enumerate(report.outputs):
-            with es.Table.load(tmp_path / "one", shard=(i, n), allow_nonfinite=True) as table:
-                stats.append(table.stats())
-                table.save(tmp_path / f"{i}")
-            assert kit.files_of(tmp_path / f"{i}") == kit.files_of(path)
-        for name in ("n_live", "n_pending", "n_inserted", "n_evicted", "n_erased", "n_refused"):
-            assert sum(each[name] for each in stats) == whole.stats()[name]
+# Shards that are trained.
 
 
 ADMISSIONS = [es.CounterAdmission(3), es.BloomAdmission(3, 400), None]
@@ -290,24 +199,6 @@ def test_rows_too_old_for_the_merged_clock_are_clamped(tmp_path, is_resharded):
 # What is refused.
 
 
-def saved_shards(tmp_path, **changes):
-    """Two shards of one table; the second with changes."""
-    table = tables_of(1)["counted"]
-    owners = hashing.shard_of(table.rows.keys, 2)
-    waiting = hashing.shard_of(table.pending.keys, 2)
-    paths = [tmp_path / "a", tmp_path / "b"]
-    for i, path in enumerate(paths):
-        rows = table.rows[owners == i]
-        pending = table.pending
-        pending = es.Candidates(
-            *(c[waiting == i] for c in (pending.keys, pending.counts, pending.epochs))
-        )
-        own = replace(table, rows=rows, pending=pending, config=dict(table.config))
-        own = replace(own, **changes) if i else own
-        checkpoint.save_tables(path, {"t": own})
-    return table, paths
-
-
 def config_with(**changes):
     return {**tables_of(1)["counted"].config, **changes}
 
@@ -338,23 +229,23 @@ def test_the_learning_rate_may_differ(tmp_path):
         assert loaded.tables["t"].config["optimizer"]["lr"] == 0.1
 
 
-@pytest.mark.parametrize(
-    "tables",
-    [
-        {"t": es.Table(3)},
-        {"t": es.Table(2, dtype="float16")},
-        {"t": es.Table(2, optimizer=es.Adagrad())},
-        {"t": es.Table(2, admission=es.BloomAdmission(2, 10))},
-        {"u": es.Table(2)},
-        {"t": es.Table(2), "u": es.Table(2)},
-        {},
-    ],
-)
-def test_shards_of_another_table_are_refused(tmp_path, tables):
-    es.Store({"t": es.Table(2)}).save(tmp_path / "a")
-    es.Store(tables, features={}).save(tmp_path / "b")
-    forged = kit.read_manifest(tmp_path / "b")
-    kit.write_manifest(tmp_path / "b", forged | {"store": {"features": {"t": "t"}}})
+OTHERS = {
+    "dim": {"t": {"dim": 3}},
+    "dtype": {"t": {"dim": 2, "dtype": "float16"}},
+    "slots": {"t": {"dim": 2, "optimizer": es.Adagrad()}},
+    "filter": {"t": {"dim": 2, "admission": es.BloomAdmission(2, 10)}},
+    "name": {"u": {"dim": 2}},
+    "one more": {"t": {"dim": 2}, "u": {"dim": 2}},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_shards_of_another_table_are_refused(tmp_path, other):
+    for folder, tables in (("a", {"t": {"dim": 2}}), ("b", OTHERS[other])):
+        made = {name: es.Table(**parameters) for name, parameters in tables.items()}
+        with es.Store(made, features={}) as store:
+            store.save(tmp_path / folder)
     paths = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(es.CheckpointMismatchError, match="no shard of"):
         es.Store.load(paths)
@@ -390,51 +281,53 @@ def test_a_key_in_two_shards_is_an_error_that_names_it(tmp_path, what):
     assert not (tmp_path / "out").exists()
 
 
-def test_reshard_spares_what_is_there(tmp_path):
-    _, (a, b) = saved_shards(tmp_path)
-    reshard([a, b], tmp_path / "out")
-    before = kit.files_of(tmp_path / "out")
-    with pytest.raises(es.ArgumentError, match="out has a checkpoint; force=True"):
-        reshard([a, b], [tmp_path / "new", tmp_path / "out"])
-    assert not (tmp_path / "new").exists()
-    assert kit.files_of(tmp_path / "out") == before
-    for force in (False, True):
-        with pytest.raises(es.ArgumentError, match="a is a source"):
-            reshard([a, b], [tmp_path / "b" / ".." / "a", tmp_path / "c"], force=force)
-    for paths, out in (([a, a], tmp_path / "c"), ([a, b], [tmp_path / "c", tmp_path / "c"])):
-        with pytest.raises(es.ArgumentError, match="twice"):
-            reshard(paths, out)
-    with pytest.raises(es.ArgumentError, match="number of shards"):
-        reshard([a, b], (tmp_path / "c", 0))
-    assert not (tmp_path / "c").exists()
-    n_rows = [reshard(p, tmp_path / f"of {p.name}").n_rows for p in (a, b)]
-    assert reshard([a, b], tmp_path / "out", force=True).n_rows == sum(n_rows)
-
-
-@pytest.mark.parametrize("kind", ["rows", "candidates", "pins"])
-def test_nothing_is_made_of_a_damaged_source(tmp_path, kind):
-    _, paths = saved_shards(tmp_path)
-    path = kit.first_file(paths[1], kind)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-    with pytest.raises(es.CorruptCheckpointError, match=path.name):
-        reshard(paths, (tmp_path / "out", 4))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_damaged_filter_is_noticed(tmp_path):
-    checkpoint.save_tables(tmp_path / "one", {"t": tables_of(2)["filtered"]})
-    path = kit.first_file(tmp_path / "one", "bloom")
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-    with pytest.raises(es.CorruptCheckpointError, match=path.name):
-        reshard(tmp_path / "one", (tmp_path / "out", 2))
+@pytest.mark.parametrize("admission", [None, {"kind": "Sieve"}])
+def test_filters_without_their_policy_are_refused(tmp_path, admission):
+    table = kit.memory_table(0, 0, bloom_blocks=1)
+    table.config["admission"] = admission
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        checkpoint.save_tables(path, {"t": table})
+    with pytest.raises(es.CheckpointMismatchError, match=r"with a 'kind'|kind must be"):
+        reshard(paths, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 # Around it.
+
+
+def test_a_shard_reads_only_files_that_may_hold_its_keys(tmp_path, monkeypatch):
+    monkeypatch.setattr("embstore.checkpoint.writer.FILE_BYTES", 5000)
+    monkeypatch.setattr("embstore.checkpoint.writer.BLOCK_BYTES", 1000)
+    with es.Table(4, name="t", admission=es.CounterAdmission(2)) as table:
+        table.find_or_insert(np.arange(3000), step=0, admit="always")
+        table.save(tmp_path)
+    files = [f for f in kit.read_manifest(tmp_path)["files"] if f["kind"] == "rows"]
+    assert len(files) > 8
+    path = tmp_path / files[-1]["name"]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    for i in range(3):
+        with es.Table.load(tmp_path, shard=(i, 4)) as table:
+            assert len(table) == (hashing.shard_of(np.arange(3000), 4) == i).sum()
+    with pytest.raises(es.CorruptCheckpointError, match=path.name):
+        es.Table.load(tmp_path, shard=(3, 4))
+
+
+@pytest.mark.parametrize("n_rows", [0, 1])
+def test_shards_may_be_empty(tmp_path, n_rows):
+    with es.Table(2, name="t", admission=es.BloomAdmission(2, 10)) as table:
+        table.find_or_insert(np.arange(n_rows), step=0, admit="always")
+        table.save(tmp_path / "one")
+    report = reshard(tmp_path / "one", (tmp_path / "many", 8))
+    assert sorted(report.rows_by_output) == [0] * 7 + [n_rows]
+    for path, n in zip(report.outputs, report.rows_by_output, strict=True):
+        with es.Table.load(path) as table:
+            assert len(table) == n
+    with es.Table.load(report.outputs) as table:
+        table.save(tmp_path / "back")
+    assert kit.files_of(tmp_path / "back") == kit.files_of(tmp_path / "one")
 
 
 def test_a_store_is_resharded_and_loaded_by_shards(tmp_path):
@@ -463,62 +356,9 @@ def test_shards_of_other_extra_are_merged_with_a_warning(tmp_path):
             table.find_or_insert([i], step=0)
             table.save(tmp_path / f"{i}", extra={"rank": i, "dense": np.zeros(3)})
     paths = [tmp_path / "0", tmp_path / "1"]
+    es.Table.load(paths).close()
     with pytest.warns(es.EmbstoreWarning, match="extra of .*0 is taken; that of .*1 is another"):
         with es.Store.load(paths) as store:
             assert store.extra["rank"] == 0
     with pytest.warns(es.EmbstoreWarning, match="is another"):
         reshard(paths, tmp_path / "both")
-
-
-def test_more_rows_than_max_rows_are_resharded_with_a_warning(tmp_path):
-    for i in range(2):
-        with es.Table(2, max_rows=5) as table:
-            table.find_or_insert(np.arange(4) + 10 * i, step=0)
-            table.save(tmp_path / f"{i}")
-    paths = [tmp_path / "0", tmp_path / "1"]
-    with pytest.raises(es.CheckpointMismatchError, match="8 rows do not fit into max_rows=5"):
-        es.Table.load(paths)
-    with pytest.warns(es.EmbstoreWarning, match="8 rows, more than max_rows=5"):
-        reshard(paths, tmp_path / "both")
-    with es.Table.load(tmp_path / "both", max_rows=8) as table:
-        assert len(table) == 8
-    n_first = int((hashing.shard_of(np.array([0, 1, 2, 3, 10, 11, 12, 13]), 2) == 0).sum())
-    with es.Table.load(tmp_path / "both", shard=(0, 2)) as table:
-        assert len(table) == n_first <= 5
-
-
-def test_progress_counts_each_row_read_and_written(tmp_path):
-    table, paths = saved_shards(tmp_path)
-    steps = []
-    report = reshard(paths, (tmp_path / "out", 3), on_rows=steps.append)
-    assert report.n_rows == len(table.rows)
-    assert sum(steps) == 2 * len(table.rows)
-    assert report.seconds >= 0
-
-
-def test_memory_does_not_grow_with_the_table(tmp_path):
-    n = 150_000
-    rows = kit.memory_table(n, 0, dim=16, slots=())
-    checkpoint.save_tables(tmp_path / "one", {"t": rows})
-    n_bytes = n * (64 + 20)
-    del rows
-    reshard(tmp_path / "one", (tmp_path / "warm", 1))
-    tracemalloc.start()
-    try:
-        reshard(tmp_path / "one", (tmp_path / "three", 3))
-        reshard(shard_paths(tmp_path / "three", 3), tmp_path / "again")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 0.6 * n_bytes
-    assert kit.files_of(tmp_path / "again") == kit.files_of(tmp_path / "one")
-
-
-def test_no_file_stays_open(tmp_path):
-    _, paths = saved_shards(tmp_path)
-    n_before = kit.n_open_files()
-    reshard(paths, (tmp_path / "out", 3))
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(es.CheckpointError, match="holds no checkpoint"):
-        reshard([*paths, tmp_path / "nothing"], tmp_path / "other")
-    assert kit.n_open_files() == n_before

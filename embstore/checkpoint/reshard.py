@@ -6,6 +6,7 @@
 """
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,9 @@ from embstore.errors import ArgumentError, EmbstoreWarning
 from embstore.policies._check import check_int
 
 OnRows = Callable[[int], None]
+
+SHARD_NAME = "shard-{:05d}-of-{:05d}"
+SHARD_PATTERN = re.compile(r"shard-([0-9]{5})-of-([0-9]{5})", re.ASCII)
 
 
 class ReshardReport(NamedTuple):
@@ -80,7 +84,8 @@ def reshard(
     Raises
     ------
     ArgumentError
-        If an output has a checkpoint and `force` is not given, or is a source, or comes twice.
+        If an output has a checkpoint and `force` is not given, or is a source, or comes twice; if
+        sources are named ``shard-00000-of-00004`` and the like, and others of the set are missing.
     CheckpointError, CorruptCheckpointError, CheckpointMismatchError
         As `load_tables`; if sources are not of one table; if a key is in two of them. No output
         was made then. If the disk fails, the outputs before are complete checkpoints.
@@ -92,15 +97,17 @@ def reshard(
     """
     begin = time.perf_counter()
     paths, outputs = paths_of(sources), _outputs(out)
+    _check_complete(paths)
     _check_outputs(outputs, paths, force)
     note = on_rows or (lambda n_rows: None)
     with OpenShards(paths, None, verify) as opened:
         surveys = {
             name: _Survey(table, len(outputs), note) for name, table in opened.tables.items()
         }
+        extra = opened.take_extra()
         for i, output in enumerate(outputs):
             views = {name: surveys[name].view(i, note) for name in opened.tables}
-            save_tables(output, views, extra=opened.extra, store=opened.store)
+            save_tables(output, views, extra=extra, store=opened.store)
     by_output = [sum(s.n_rows(i) for s in surveys.values()) for i in range(len(outputs))]
     return ReshardReport(
         sources=tuple(paths),
@@ -120,8 +127,21 @@ def _outputs(out: Any) -> list[str]:
         folder = path_of(out[0])
         if n == 1:
             return [folder]
-        return [os.path.join(folder, f"shard-{i:05d}-of-{n:05d}") for i in range(n)]
+        return [os.path.join(folder, SHARD_NAME.format(i, n)) for i in range(n)]
     return paths_of(out)
+
+
+def _check_complete(sources: Sequence[str]) -> None:
+    """Raise if sources are named as shards of a set that is not all there."""
+    names = [os.path.basename(os.path.abspath(source)) for source in sources]
+    matches = [SHARD_PATTERN.fullmatch(name) for name in names]
+    for n in {int(match[2]) for match in matches if match}:
+        missing = [name for i in range(n) if (name := SHARD_NAME.format(i, n)) not in names]
+        if missing:
+            raise ArgumentError(
+                f"reshard: {len(missing)} of {n} shards are not among the sources, the first of "
+                f"them {missing[0]}; directories of other names are taken as they are"
+            )
 
 
 def _check_outputs(outputs: Sequence[str], sources: Sequence[str], force: bool) -> None:

@@ -137,8 +137,6 @@ class OpenShards:
     tables : dict of str to TableSource
     store : dict or None
         The parameters of the Store.
-    extra : dict or None
-        What the user saved beside the tables, in the first checkpoint.
     """
 
     def __init__(
@@ -156,10 +154,27 @@ class OpenShards:
             ]
             self.place = ", ".join(paths)
             self.store = opened[0].store
-            self.extra = opened[0].extra
             self.tables = _tables_of(opened)
-            _warn_of_extra(opened)
+            self._opened = opened
             self._stack = stack.pop_all()
+
+    def take_extra(self) -> dict[str, Any] | None:
+        """Return what the user saved beside the tables: that of the first checkpoint.
+
+        Warns
+        -----
+        EmbstoreWarning
+            If that of another differs.
+        """
+        first = self._opened[0]
+        others = [e.path for e in self._opened[1:] if not _is_same(e.extra, first.extra)]
+        if others:
+            warnings.warn(
+                f"the extra of {first.path} is taken; that of {', '.join(others)} is another",
+                EmbstoreWarning,
+                stacklevel=3,
+            )
+        return first.extra
 
     def __enter__(self) -> Self:
         return self
@@ -186,18 +201,6 @@ def _tables_of(opened: Sequence[LoadedCheckpoint]) -> Mapping[str, TableSource]:
         shards = [SavedTable(each.path, each.tables[name]) for each in opened]
         tables[name] = shards[0] if len(shards) == 1 else MergedTable(shards)
     return tables
-
-
-def _warn_of_extra(opened: Sequence[LoadedCheckpoint]) -> None:
-    """Warn if shards were saved with different extra: there is room for one."""
-    first = opened[0]
-    others = [each.path for each in opened[1:] if not _is_same(each.extra, first.extra)]
-    if others:
-        warnings.warn(
-            f"the extra of {first.path} is taken; that of {', '.join(others)} is another",
-            EmbstoreWarning,
-            stacklevel=4,
-        )
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -25,7 +25,7 @@ from embstore.checkpoint.source import (
     joined,
     selected,
 )
-from embstore.errors import CheckpointMismatchError, CorruptCheckpointError
+from embstore.errors import CheckpointMismatchError, CorruptCheckpointError, EmbstoreError
 from embstore.policies import admission as admissions
 
 OnTwice = Callable[[int, int, int], None]
@@ -51,6 +51,7 @@ class MergedTable:
         self.n_rows = sum(shard.n_rows for shard in shards)
         self.n_candidates = sum(shard.n_candidates for shard in shards)
         self.bloom_bytes = first.bloom_bytes
+        self._cell_bits = _cell_bits(self.config, self.place) if self.bloom_bytes else 0
 
     def rows(self, first: int = 0, last: int = LAST) -> Iterator[RowBlock]:
         """Yield the rows of partitions [first, last]."""
@@ -64,11 +65,10 @@ class MergedTable:
         """Yield the 256 sub-filters; nothing without a filter."""
         if not self.bloom_bytes:
             return
-        cell_bits = _cell_bits(self.config, self.place)
         for parts in zip(*(shard.bloom() for shard in self.shards), strict=True):
             data = parts[0]
             for other in parts[1:]:
-                data = greatest_cells(data, other, cell_bits)
+                data = greatest_cells(data, other, self._cell_bits)
             yield data
 
     def check_finite(self, allow_nonfinite: bool) -> None:
@@ -226,10 +226,10 @@ def greatest_cells(
 
 def _cell_bits(config: dict[str, object], place: str) -> int:
     admission = config.get("admission")
-    if isinstance(admission, dict):
-        policy = admissions.from_config(admission)
-        if isinstance(policy, admissions.BloomAdmission):
-            return policy.cell_bits
-    raise CheckpointMismatchError(
-        f"{place} has a bloom filter, and its admission policy is {admission}"
-    )
+    try:
+        policy = admissions.from_config(admission)  # type: ignore[arg-type]  # it is checked there
+    except EmbstoreError as error:
+        raise CheckpointMismatchError(f"{place}: {error}") from error
+    if not isinstance(policy, admissions.BloomAdmission):
+        raise CheckpointMismatchError(f"{place} has a bloom filter, and admission={policy}")
+    return policy.cell_bits

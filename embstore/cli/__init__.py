@@ -17,6 +17,8 @@ COMMANDS = {
     "demo": "make a click log, train on it, evict, save, reload in a new process and compare",
     "info": "print what a checkpoint holds",
     "verify": "read a checkpoint whole and check every block",
+    "reshard": "cut the tables of checkpoints into another number of shards",
+    "compact": "write a checkpoint and the deltas on top of it as one",
 }
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]

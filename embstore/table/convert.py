@@ -85,9 +85,9 @@ class Conversion:
             changes["dtype"] = self.dtype
             if self.dtype == "float32":
                 changes["rounding"] = "nearest"
-        if isinstance(changes.get("eviction"), Eviction | None) and "eviction" in changes:
-            if not program(changes["eviction"]):
-                changes.setdefault("evict_every", None)
+        eviction = changes.get("eviction", saved.eviction)
+        if isinstance(eviction, Eviction | None) and not program(eviction):
+            changes.setdefault("evict_every", None)
         return replace(saved, **changes)
 
 
