@@ -141,11 +141,12 @@ def test_bytes_depend_neither_on_hash_seed_nor_on_threads(tmp_path):
     assert all(other == first for other in others)
 
 
-def test_loading_begins_a_new_change_log(tmp_path):
+def test_saving_and_loading_begin_a_new_change_log(tmp_path):
     with es.Table(2, track_changes=True) as table:
         table.find_or_insert([1, 2], step=0)
-        table.save(tmp_path)
         assert table.changes().upserted.tolist() != []
+        table.save(tmp_path)
+        assert table.changes().upserted.tolist() == []
     with es.Table.load(tmp_path) as loaded:
         changes = loaded.changes()
         assert (len(changes.upserted), len(changes.deleted)) == (0, 0)

@@ -13,13 +13,13 @@ from embstore.checkpoint.content import (
     TableView,
 )
 from embstore.checkpoint.entries import Layer
+from embstore.checkpoint.output import Pace
 from embstore.checkpoint.reader import LoadedCheckpoint, LoadedTable, generations, load_tables
 from embstore.checkpoint.reshard import ReshardReport, reshard
 from embstore.checkpoint.restore import fill
 from embstore.checkpoint.save import SaveReport, save_tables
 from embstore.checkpoint.shards import OpenShards, Shard, check_shard, count_entries
 from embstore.checkpoint.source import SavedTable, TableSource
-from embstore.checkpoint.writer import Pace
 
 __all__ = [
     "CandidateBlock",

@@ -10,13 +10,12 @@
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embstore.checkpoint.fsio import OutputFile
 from embstore.checkpoint.layout import Columns, arrow_schema
 from embstore.errors import InternalError
 
@@ -41,6 +40,14 @@ def section_seed(name: str, offset: int) -> int:
     return zlib.crc32(name.encode() + b"\0" + offset.to_bytes(8, "little"))
 
 
+class Output(Protocol):
+    """Takes the bytes of a file, from its beginning to its end."""
+
+    def write(self, data: memoryview, /) -> None:
+        """Take more bytes."""
+        ...
+
+
 class BlockWriter:
     """Writes one data file; `sections` is complete after `finish`.
 
@@ -49,7 +56,7 @@ class BlockWriter:
 
     closed = False
 
-    def __init__(self, name: str, columns: Columns, file: OutputFile) -> None:
+    def __init__(self, name: str, columns: Columns, file: Output) -> None:
         self.sections: list[Section] = []
         self._name = name
         self._columns = columns

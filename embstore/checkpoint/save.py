@@ -10,8 +10,9 @@ from embstore.checkpoint import commit
 from embstore.checkpoint.commit import History
 from embstore.checkpoint.fsio import Directory
 from embstore.checkpoint.manifest import Manifest
+from embstore.checkpoint.output import AS_IT_COMES, Pace
 from embstore.checkpoint.paths import Path, path_of
-from embstore.checkpoint.writer import AS_IT_COMES, Beside, DataWriter, Pace, Views
+from embstore.checkpoint.writer import Beside, DataWriter, Views
 from embstore.errors import ArgumentError, CheckpointError, EmbstoreWarning
 
 Cut = Callable[[bool], Views]

@@ -1,17 +1,15 @@
 """The data files of a save: whole tables, or what changed of them since the layer before."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore._prefetch import Prefetched
-from embstore.checkpoint import commit, fields
 from embstore.checkpoint import extra as extras
-from embstore.checkpoint.blocks import Arrays, BlockWriter
+from embstore.checkpoint import fields
+from embstore.checkpoint.blocks import Arrays
 from embstore.checkpoint.checks import CandidateCheck, RowCheck
 from embstore.checkpoint.content import CandidateBlock, DeltaView, RowBlock, TableView
 from embstore.checkpoint.entries import LAYER_KINDS, FileEntry, Layer, TableEntry
@@ -21,7 +19,6 @@ from embstore.checkpoint.layout import (
     BLOOM_BLOCK_BYTES,
     EXTRA_COLUMNS,
     FILE_BYTES,
-    Columns,
     Run,
     plan_blocks,
     plan_files,
@@ -29,6 +26,7 @@ from embstore.checkpoint.layout import (
     rows_of,
 )
 from embstore.checkpoint.manifest import Manifest
+from embstore.checkpoint.output import FileWriter, Pace
 from embstore.checkpoint.partition import (
     N_PARTITIONS,
     OrderCheck,
@@ -44,24 +42,6 @@ from embstore.errors import (
 
 Export = Callable[[Run], Iterator[Arrays]]
 Views = Mapping[str, TableView]
-
-
-class Pace(NamedTuple):
-    """How blocks go from the table to the disk.
-
-    Attributes
-    ----------
-    n_ahead : int
-        Blocks that a thread of its own exports ahead of those that are written; 0: no thread.
-    observe : callable or None
-        Called with the bytes written so far after each block; what it raises ends the save.
-    """
-
-    n_ahead: int = 0
-    observe: Callable[[int], None] | None = None
-
-
-AS_IT_COMES = Pace()
 
 
 class Beside(NamedTuple):
@@ -131,21 +111,26 @@ class DataWriter:
     ) -> None:
         self.generation = generation
         self.is_delta = base is not None
-        self.n_bytes = 0
-        self._directory = directory
+        self._place = directory.path
         self._base = base
-        self._pace = pace
+        self._files = FileWriter(directory, generation, pace)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of data files written so far."""
+        return self._files.n_bytes
 
     def write(self, views: Views, beside: Beside) -> Manifest:
         """Write all data files and return the manifest that names them."""
         entries = [table_entry(name, view) for name, view in views.items()]
         if self._base is not None:
-            _check_fits_base(entries, self._base, self._directory.path)
+            _check_fits_base(entries, self._base, self._place)
         files: list[FileEntry] = []
-        for index, view in enumerate(views.values()):
-            entries[index], own = self._write_table(index, entries[index], view)
-            files += own
-        files += self._write_extra(beside.arrays)
+        with self._files:
+            for index, view in enumerate(views.values()):
+                entries[index], own = self._write_table(index, entries[index], view)
+                files += own
+            files += self._write_extra(beside.arrays)
         arrays = tuple(extras.entry_of(name, array) for name, array in beside.arrays.items())
         return Manifest(
             self.generation, tuple(entries), tuple(files), beside.store, beside.values, arrays
@@ -256,7 +241,7 @@ class DataWriter:
         layer = len(entry.layers) if kind in LAYER_KINDS else 0
         blocks = _blocks_of(runs, export, rows_of(BLOCK_BYTES, columns))
         file = FileEntry(name, kind, index, first, last, (), layer)
-        return [self._write_file(file, columns, blocks)]
+        return [self._files.write(file, columns, blocks)]
 
     def _write_extra(self, arrays: Mapping[str, NDArray[Any]]) -> list[FileEntry]:
         """Write the bytes of all arrays into one file, if there are any bytes."""
@@ -268,36 +253,10 @@ class DataWriter:
             for part in plan_blocks(len(data), BLOCK_BYTES)
         )
         file = FileEntry("extra", "extra", None, 0, N_PARTITIONS - 1, ())
-        return [self._write_file(file, EXTRA_COLUMNS, blocks)]
-
-    def _write_file(
-        self, entry: FileEntry, columns: Columns, blocks: Generator[Arrays, None, None]
-    ) -> FileEntry:
-        """Write a data file and make it durable; return it with its name and sections."""
-        name = commit.data_name(self.generation, entry.name)
-        with self._directory.create(name) as file, self._ahead(blocks) as exported:
-            writer = BlockWriter(name, columns, file)
-            for block in exported:
-                writer.add(block)
-                if self._pace.observe is not None:
-                    self._pace.observe(self.n_bytes + writer.tell())
-            writer.finish()
-            file.sync()
-        written = replace(entry, name=name, sections=tuple(writer.sections))
-        self.n_bytes += written.n_bytes
-        return written
-
-    @contextmanager
-    def _ahead(self, blocks: Generator[Arrays, None, None]) -> Iterator[Iterator[Arrays]]:
-        """Give the blocks, exported ahead if that was asked for."""
-        if self._pace.n_ahead == 0:
-            yield blocks
-            return
-        with closing(Prefetched(blocks, self._pace.n_ahead)) as exported:
-            yield exported
+        return [self._files.write(file, EXTRA_COLUMNS, blocks)]
 
 
-def _blocks_of(runs: list[Run], export: Export, max_rows: int) -> Generator[Arrays, None, None]:
+def _blocks_of(runs: list[Run], export: Export, max_rows: int) -> Iterator[Arrays]:
     """Yield the blocks of a file; whole partitions, or part of one, in each."""
     for run in runs:
         if not run.n_rows:
