@@ -169,15 +169,22 @@ def content_of_table(table):
     }
 
 
+def restore(path, table, sink, allow_nonfinite=False):
+    """Put a loaded table into a sink."""
+    source = checkpoint.SavedTable(path, table)
+    source.check_finite(allow_nonfinite)
+    checkpoint.fill(source, sink, table.n_rows)
+
+
 def content_of(path, names=None, allow_nonfinite=False, generation=None):
     """Return all of a checkpoint in the same form, by table."""
     found = {}
     with checkpoint.load_tables(path, names, generation=generation) as loaded:
         for name, table in loaded.tables.items():
             sink = Sink(table.bloom_bytes)
-            table.restore(sink, allow_nonfinite)
+            restore(loaded.path, table, sink, allow_nonfinite)
             assert sink.is_reset
-            assert sink.n_reserved == table.n_rows == sum(map(len, sink.rows))
+            assert (sink.n_reserved or 0) == table.n_rows == sum(map(len, sink.rows))
             bloom = b"".join(sink.bloom[p].tobytes() for p in sorted(sink.bloom))
             found[name] = {
                 "rows": joined(sink.rows, ROW_NAMES) if sink.rows else [],

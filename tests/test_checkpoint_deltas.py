@@ -210,7 +210,13 @@ def test_why_a_save_is_full(tmp_path):
     for _ in range(2):
         digest = reason(tmp_path / "a", base=digest)
     assert reasons == [
-        *("", "no checkpoint there", "the directory's checkpoint is not the base", "", ""),
+        *(
+            "",
+            "the directory has no checkpoint",
+            "the directory's checkpoint is not the base",
+            "",
+            "",
+        ),
         *("1 deltas already", "0 deltas already", "", "deltas outgrew their base"),
     ]
     assert len(asked) == len(reasons)
@@ -310,9 +316,9 @@ def test_what_a_snapshot_holds_in_memory_is_written_before_the_rows(tmp_path):
     asked = []
 
     class Watched(kit.MemoryTable):
-        def export_rows(self, first, last):
+        def export_rows(self, first, last, part):
             asked.append("rows")
-            return super().export_rows(first, last)
+            return super().export_rows(first, last, part)
 
         def export_candidates(self, first, last):
             asked.append("candidates")
@@ -323,7 +329,7 @@ def test_what_a_snapshot_holds_in_memory_is_written_before_the_rows(tmp_path):
             return super().bloom_read(partition)
 
     checkpoint.save_tables(tmp_path, {"t": Watched(**vars(kit.memory_table(bloom_blocks=1)))})
-    assert asked == ["bloom", "candidates", *["bloom"] * 256, "rows"]
+    assert asked == ["candidates", *["bloom"] * 256, "rows"]
     kinds = [file["kind"] for file in kit.read_manifest(tmp_path)["files"]]
     assert kinds == ["rows", "candidates", "bloom", "pins"]
 

@@ -181,7 +181,7 @@ def test_an_old_generation_that_is_removed_while_it_is_read_is_told(tmp_path):
     with checkpoint.load_tables(tmp_path, generation=1) as loaded:
         save(tmp_path, 3, 2)
         with pytest.raises(es.CheckpointError, match="replaced by another save") as error:
-            loaded.tables["t"].restore(kit.Sink())
+            kit.restore(loaded.path, loaded.tables["t"], kit.Sink())
     assert not isinstance(error.value, es.CorruptCheckpointError)
 
 

@@ -10,11 +10,11 @@ from embstore.checkpoint import commit
 from embstore.checkpoint import extra as extras
 from embstore.checkpoint.blocks import Arrays
 from embstore.checkpoint.checks import CandidateCheck, RowCheck
-from embstore.checkpoint.content import CandidateBlock, RowBlock, TableSink
+from embstore.checkpoint.content import CandidateBlock, RowBlock
 from embstore.checkpoint.entries import FileEntry, Layer
 from embstore.checkpoint.files import CheckpointFiles
 from embstore.checkpoint.fsio import Directory
-from embstore.checkpoint.layout import BLOOM_BLOCK_BYTES, Slots
+from embstore.checkpoint.layout import BLOOM_BLOCK_BYTES
 from embstore.checkpoint.manifest import Manifest
 from embstore.checkpoint.merge import MergeError, merged
 from embstore.checkpoint.partition import N_PARTITIONS, OrderCheck, partition_slice
@@ -64,16 +64,6 @@ class LoadedTable:
         self.bloom_bytes = self._entry.bloom_blocks * BLOOM_BLOCK_BYTES
         self.digest = files.manifest.digest
         self.pins = self._read_pins()
-
-    def check_fits(self, dim: int, dtype: str, slots: Slots, on_what: str) -> None:
-        """Raise CheckpointMismatchError unless rows of such a table are as these."""
-        pairs = (("dim", self.dim, dim), ("dtype", self.dtype, dtype), ("slots", self.slots, slots))
-        for what, saved, wanted in pairs:
-            if saved != wanted:
-                raise CheckpointMismatchError(
-                    f"{self._files.directory.path}: table {self.name!r} has {what} {saved}; "
-                    f"{on_what} has {wanted}"
-                )
 
     def _list(
         self, kind: str, layer: int = 0, first: int = 0, last: int = N_PARTITIONS - 1
@@ -184,38 +174,6 @@ class LoadedTable:
         if self.bloom_bytes:
             yield from extras.rechunk(blocks, [self.bloom_bytes] * N_PARTITIONS)
 
-    def restore(self, sink: TableSink, allow_nonfinite: bool = False) -> None:
-        """Put everything but the pins into an empty table; after an error, drop that table.
-
-        Raises
-        ------
-        CorruptCheckpointError
-            If a byte is not what was saved.
-        CheckpointMismatchError
-            If rows have NaN or infinity, and that is not allowed, or if the table's filter has
-            another size.
-        """
-        self.check_finite(allow_nonfinite)
-        self._check_filter(len(sink.bloom_read(0)))
-        try:
-            self._fill(sink)
-        except ArgumentError as error:
-            raise CorruptCheckpointError(
-                f"{self._files.directory.path}: table {self.name!r}: {error}"
-            ) from error
-
-    def _fill(self, sink: TableSink) -> None:
-        sink.reserve(self.n_rows)
-        sink.set_state(dict(self.state))  # for step_base; importing rows changes the rest
-        for rows in self.rows():
-            sink.import_rows(rows)
-        for candidates in self.candidates():
-            sink.import_candidates(candidates)
-        for partition, data in enumerate(self.bloom()):
-            sink.bloom_write(partition, data)
-        sink.set_state(dict(self.state))
-        sink.reset_changes()
-
     def check_finite(self, allow_nonfinite: bool) -> None:
         """Raise CheckpointMismatchError if rows have NaN or infinity, and that is not allowed."""
         n_nonfinite = self._entry.n_nonfinite_rows
@@ -226,15 +184,6 @@ class LoadedTable:
                 f"{self._files.directory.path}: {up_to}{n_nonfinite} rows of table {self.name!r} "
                 f"have NaN or infinity, as they had when they were saved; load with "
                 f"allow_nonfinite=True"
-            )
-
-    def _check_filter(self, n_bytes: int) -> None:
-        """Raise CheckpointMismatchError unless sub-filters of the table to fill have our size."""
-        if self.bloom_bytes != n_bytes:
-            raise CheckpointMismatchError(
-                f"{self._files.directory.path}: table {self.name!r} was saved with bloom "
-                f"sub-filters of {self.bloom_bytes} bytes; its admission policy makes them of "
-                f"{n_bytes} bytes"
             )
 
 
@@ -310,10 +259,10 @@ def load_tables(
     verify: str = "full",
     generation: int | None = None,
 ) -> LoadedCheckpoint:
-    """Open a checkpoint; its tables are read by `LoadedTable.restore`.
+    """Open a checkpoint; its tables are read block by block.
 
-    The manifest, the sizes of all files, pins and extra are checked here. `restore` checks each
-    block before it hands it on, so that a table is whole if restore returns.
+    The manifest, the sizes of all files, pins and extra are checked here, and each block before it
+    is handed on.
 
     Parameters
     ----------

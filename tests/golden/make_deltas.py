@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import embstore as es
-from embstore import checkpoint
-from embstore.table.files import TableView
+from embstore.table import saving
 
 PATH = Path(__file__).with_name("checkpoint_v1_deltas")
 KEYS = np.concatenate([np.arange(60), [-1, -(2**63), 2**63 - 1, 2**32]])
@@ -55,38 +54,10 @@ def train(tables, step):
         tables["user"].pin([step])
 
 
-class Changes:
-    """A table as a delta saves it: what its change log names."""
-
-    def __init__(self, table):
-        log = table.changes()
-        self._whole, self._written = TableView(table), log.upserted
-        self.deleted, self.n_live = log.deleted, len(table)
-
-    def __getattr__(self, name):
-        return getattr(self._whole, name)
-
-    def partition_counts(self, candidates):
-        if candidates:
-            return self._whole.partition_counts(True)
-        return np.array([len(self.export_rows(p, p).keys) for p in range(256)], np.uint64)
-
-    def export_rows(self, first, last):
-        rows = self._whole.export_rows(first, last)
-        return rows[np.isin(rows.keys, self._written)]
-
-
-def save(path, tables, k, base, keep_last):
-    """Save the tables, as changes if that can be, and begin new change logs."""
-
-    def cut(is_delta):
-        return {name: (Changes if is_delta else TableView)(t) for name, t in tables.items()}
-
-    extra = {"k": k, "x": np.arange(k)}
-    report = checkpoint.save_tables(path, cut, extra, base=base, keep_last=keep_last)
-    for table in tables.values():
-        table.reset_changes()
-    return report
+def save(path, tables, k, is_delta, keep_last):
+    """Save the tables, as changes if that can be."""
+    options = {"delta": is_delta, "keep_last": keep_last}
+    return saving.save(path, tables, {"k": k, "x": np.arange(k)}, None, options, "golden")
 
 
 def main(path, first_save=0):
@@ -96,8 +67,7 @@ def main(path, first_save=0):
         for step in range(first, last):
             train(tables, step)
         if k >= first_save:
-            base = reports[-1].digest if reports else None
-            reports.append(save(path, tables, k, base, keep_last=2))
+            reports.append(save(path, tables, k, bool(reports), keep_last=2))
     return tables, reports
 
 
