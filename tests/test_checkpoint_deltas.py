@@ -153,9 +153,8 @@ def without_generation(path):
     return files, kit.read_manifest(path)["tables"]
 
 
-@given(PROGRAMS, st.sampled_from([40, 1 << 20]))
-@settings(max_examples=60)
-def test_random_programs_of_writes_and_saves(program, block_bytes):
+def run_program(program, block_bytes):
+    """Run a program; after each save the chain is the table, and compacted a full save of it."""
     model, digest = Model(), None
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "BLOCK_BYTES", block_bytes)
@@ -180,6 +179,19 @@ def test_random_programs_of_writes_and_saves(program, block_bytes):
         checkpoint.compact(chained)
         checkpoint.save_tables(whole, {"t": table})
         assert without_generation(chained) == without_generation(whole)
+
+
+@given(PROGRAMS, st.sampled_from([40, 1 << 20]))
+@settings(max_examples=60)
+def test_random_programs_of_writes_and_saves(program, block_bytes):
+    run_program(program, block_bytes)
+
+
+@pytest.mark.torture
+@given(PROGRAMS, st.sampled_from([1, 40, 1 << 20]))
+@settings(max_examples=2000)
+def test_many_random_programs_of_writes_and_saves(program, block_bytes):
+    run_program(program, block_bytes)
 
 
 # ---- full or delta
@@ -297,7 +309,7 @@ def test_an_engine_that_tells_nonsense_of_changes_is_caught(wrong, tmp_path):
 
 def test_changes_are_not_taken_for_a_whole_table(tmp_path):
     view = kit.changes_of(kit.memory_table(20), [], [])
-    with pytest.raises(es.InternalError, match="a view of changes was given for a full"):
+    with pytest.raises(es.InternalError, match="a view of changes was given for a full checkpoint"):
         checkpoint.save_tables(tmp_path, {"t": view})
     assert kit.files_of(tmp_path) == {}
 
@@ -328,10 +340,11 @@ def test_what_a_snapshot_holds_in_memory_is_written_before_the_rows(tmp_path):
             asked.append("bloom")
             return super().bloom_read(partition)
 
-    checkpoint.save_tables(tmp_path, {"t": Watched(**vars(kit.memory_table(bloom_blocks=1)))})
-    assert asked == ["candidates", *["bloom"] * 256, "rows"]
+    table = Watched(**vars(kit.memory_table(bloom_blocks=1)))
+    checkpoint.save_tables(tmp_path, {"t": table, "u": table})
+    assert asked == [*["candidates", *["bloom"] * 256] * 2, "rows", "rows"]
     kinds = [file["kind"] for file in kit.read_manifest(tmp_path)["files"]]
-    assert kinds == ["rows", "candidates", "bloom", "pins"]
+    assert kinds == ["rows", "candidates", "bloom", "pins"] * 2
 
 
 # ---- what rows mean over time

@@ -6,6 +6,7 @@
 3. Leaving a FileWriter waits until every file is durable, or raises what prevented it.
 """
 
+import hashlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -41,12 +42,23 @@ AS_IT_COMES = Pace()
 
 
 class FileWriter:
-    """Writes the data files of one save; a context manager."""
+    """Writes the data files of one save; a context manager.
 
-    def __init__(self, directory: Directory, generation: int, pace: Pace) -> None:
+    The entries of files have a SHA-256 if the checkpoint is to be signed.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        generation: int,
+        is_signed: bool = False,
+        pace: Pace = AS_IT_COMES,
+    ) -> None:
+        self.place = directory.path
+        self.generation = generation
         self.n_bytes = 0
         self._directory = directory
-        self._generation = generation
+        self._is_signed = is_signed
         self._pace = pace
         self._syncs: ThreadPoolExecutor | None = None
         self._synced: list[Future[None]] = []
@@ -66,16 +78,19 @@ class FileWriter:
 
     def write(self, entry: FileEntry, columns: Columns, blocks: Iterator[Arrays]) -> FileEntry:
         """Write a data file; return its entry with its name and sections."""
-        name = commit.data_name(self._generation, entry.name)
-        pieces = _Pieces()
+        name = commit.data_name(self.generation, entry.name)
+        pieces, digest = _Pieces(), hashlib.sha256()
         writer = BlockWriter(name, columns, pieces)
         with ExitStack() as stack:
             file = stack.enter_context(self._directory.create(name))
             encoded = stack.enter_context(closing(self._ahead(_encoded(blocks, writer, pieces))))
             for block in encoded:
                 self._write(block, file)
+                for piece in block if self._is_signed else ():
+                    digest.update(piece)
             self._finish(file, stack)
-        return replace(entry, name=name, sections=tuple(writer.sections))
+        sha256 = digest.hexdigest() if self._is_signed else None
+        return replace(entry, name=name, sections=tuple(writer.sections), sha256=sha256)
 
     def _write(self, pieces: Pieces, file: OutputFile) -> None:
         for piece in pieces:
