@@ -22,7 +22,7 @@ from embstore.checkpoint.content import CandidateBlock, RowBlock, TableSink
 from embstore.checkpoint.fsio import Directory, InputFile
 from embstore.checkpoint.layout import BLOOM_BLOCK_BYTES, EXTRA_COLUMNS, Columns, Slots
 from embstore.checkpoint.manifest import FileEntry, Manifest
-from embstore.checkpoint.partition import N_PARTITIONS, OrderCheck
+from embstore.checkpoint.partition import N_PARTITIONS, OrderCheck, partition_of
 from embstore.checkpoint.paths import Path, path_of
 from embstore.errors import (
     ArgumentError,
@@ -186,12 +186,15 @@ class LoadedTable:
                     f"{on_what} has {wanted}"
                 )
 
-    def _list(self, kind: str) -> Iterator[tuple[FileEntry, int, Arrays]]:
-        """Yield file, offset and columns of each block of a kind."""
+    def _list(
+        self, kind: str, first: int = 0, last: int = N_PARTITIONS - 1
+    ) -> Iterator[tuple[FileEntry, int, Arrays]]:
+        """Yield file, offset and columns of each block of the files with such partitions."""
         columns = self._entry.columns(kind)
         for file in self._files.manifest.files_of(self._index, kind):
-            for offset, arrays in self._files.blocks(file, columns):
-                yield file, offset, arrays
+            if file.first <= last and first <= file.last:
+                for offset, arrays in self._files.blocks(file, columns):
+                    yield file, offset, arrays
 
     def _raise(self, fault: str | None, file: FileEntry, offset: int) -> None:
         if fault is not None:
@@ -204,37 +207,53 @@ class LoadedTable:
             parts.append(keys)
         return np.sort(np.concatenate(parts))
 
-    def rows(self) -> Iterator[RowBlock]:
-        """Yield the rows by (partition, key), about 1 MiB at a time."""
+    def rows(self, first: int = 0, last: int = N_PARTITIONS - 1) -> Iterator[RowBlock]:
+        """Yield the rows of partitions [first, last] by (partition, key), about 1 MiB at a time.
+
+        Files without such partitions are not read.
+        """
         check = RowCheck(self._entry)
         n_told = self._entry.n_nonfinite_rows
-        for file, offset, arrays in self._list("rows"):
+        is_whole = first == 0 and last == N_PARTITIONS - 1
+        for file, offset, arrays in self._list("rows", first, last):
             block = _row_block(arrays)
             self._raise(check.fault(block, file.first, file.last), file, offset)
             if check.n_nonfinite > n_told:
                 fault = f"{check.n_nonfinite} rows so far have NaN or infinity; {n_told} were saved"
                 self._raise(fault, file, offset)
-            yield block
-        if check.n_nonfinite != n_told:
+            part = _within(block.keys, first, last)
+            if part.start < part.stop:
+                yield RowBlock(*(a[part] for a in _arrays_of(block)))
+        if is_whole and check.n_nonfinite != n_told:
             raise CorruptCheckpointError(
                 f"{self._files.directory.path}: table {self.name!r} has {check.n_nonfinite} rows "
                 f"with NaN or infinity; the manifest says {n_told}"
             )
 
-    def candidates(self) -> Iterator[CandidateBlock]:
-        """Yield the candidates by (partition, key)."""
+    def candidates(self, first: int = 0, last: int = N_PARTITIONS - 1) -> Iterator[CandidateBlock]:
+        """Yield the candidates of partitions [first, last] by (partition, key)."""
         check = CandidateCheck(self._entry)
-        for file, offset, arrays in self._list("candidates"):
+        for file, offset, arrays in self._list("candidates", first, last):
             block = CandidateBlock(*arrays)
             self._raise(check.fault(block, file.first, file.last), file, offset)
-            yield block
+            part = _within(block.keys, first, last)
+            if part.start < part.stop:
+                yield CandidateBlock(block.keys[part], block.counts[part], block.epochs[part])
 
-    def bloom(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the 256 sub-filters; nothing without a filter."""
+    def bloom(self, first: int = 0, last: int = N_PARTITIONS - 1) -> Iterator[NDArray[np.uint8]]:
+        """Yield the sub-filters of partitions [first, last]; nothing without a filter."""
         files = self._files.manifest.files_of(self._index, "bloom")
-        blocks = self._files.bytes_of(files, self._entry.columns("bloom"))
-        if self.bloom_bytes:
-            yield from extras.rechunk(blocks, [self.bloom_bytes] * N_PARTITIONS)
+        for file in files:
+            if file.first <= last and first <= file.last:
+                n_expected = (file.last - file.first + 1) * self._entry.bloom_blocks
+                if file.n_rows != n_expected:
+                    fault = f"it has {file.n_rows} bloom blocks; its partitions have {n_expected}"
+                    self._raise(fault, file, 0)
+                blocks = self._files.bytes_of([file], self._entry.columns("bloom"))
+                sizes = [self.bloom_bytes] * (file.last - file.first + 1)
+                for partition, part in enumerate(extras.rechunk(blocks, sizes), file.first):
+                    if first <= partition <= last:
+                        yield part
 
     def restore(self, sink: TableSink, allow_nonfinite: bool = False) -> None:
         """Put everything but the pins into an empty table; after an error, drop that table.
@@ -286,6 +305,17 @@ class LoadedTable:
                 f"sub-filters of {self.bloom_bytes} bytes; its admission policy makes them of "
                 f"{n_bytes} bytes"
             )
+
+
+def _within(keys: NDArray[np.int64], first: int, last: int) -> slice:
+    """Return where in the sorted keys of a block those of partitions [first, last] lie."""
+    partitions = partition_of(keys)
+    begin, end = np.searchsorted(partitions, [first, last + 1]).tolist()
+    return slice(begin, end)
+
+
+def _arrays_of(block: RowBlock) -> tuple[NDArray[Any], ...]:
+    return block.keys, block.values, block.slots, block.freq, block.step
 
 
 def _row_block(arrays: Arrays) -> RowBlock:
