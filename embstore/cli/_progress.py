@@ -1,10 +1,43 @@
-"""The progress bar of a pass: rows, rows per second, and the area under the curve so far."""
+"""Progress bars on standard error: of a training pass, and of work on a checkpoint."""
 
 import sys
 from types import TracebackType
 from typing import Any
 
 from embstore.cli._metrics import RunningAuc
+
+
+class Bar:
+    """A bar on standard error; nothing where that is no terminal, or tqdm is absent."""
+
+    def __init__(self, title: str, n_items: int | None, unit: str) -> None:
+        self._bar: Any = None
+        if not sys.stderr.isatty():
+            return
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        self._bar = tqdm(
+            desc=title, total=n_items, unit=f" {unit}", unit_scale=True, mininterval=0.5
+        )
+
+    def update(self, n: int) -> None:
+        """Move on by `n` items."""
+        if self._bar is not None:
+            self._bar.update(n)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 class Progress:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from embstore.cli._checkpoint import policy_text
 from embstore.cli._report import count, size, table
 
 
@@ -43,14 +44,4 @@ def shown(summary: Mapping[str, Any]) -> str:
 
 def _policies(config: Mapping[str, Any]) -> str:
     names = ("optimizer", "initializer", "admission", "eviction")
-    return "; ".join(_policy(config[name]) for name in names if config.get(name))
-
-
-def _policy(config: Any) -> str:
-    """Return a policy's configuration in the words that make it."""
-    if not isinstance(config, Mapping):
-        return str(config)
-    values = dict(config)
-    kind = values.pop("type", values.pop("kind", ""))
-    words = (f"{name}={_policy(value)}" for name, value in values.items() if value is not None)
-    return f"{kind}({', '.join(words)})"
+    return "; ".join(policy_text(config[name]) for name in names if config.get(name))

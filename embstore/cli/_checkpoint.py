@@ -1,0 +1,67 @@
+"""What the commands on checkpoints share: opening one, choosing a table, reading it with a bar."""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from embstore.checkpoint import LoadedCheckpoint, LoadedTable, RowBlock, load_tables
+from embstore.cli._progress import Bar
+from embstore.errors import CheckpointMismatchError
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Describe the options of a command on one table of a checkpoint."""
+    parser.add_argument("checkpoint", help="the folder of a checkpoint")
+    add_table(parser)
+
+
+def add_table(parser: argparse.ArgumentParser) -> None:
+    """Describe the options that choose a table, and print JSON."""
+    parser.add_argument("--table", metavar="NAME", help="which table, if there are several")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+@contextmanager
+def opened_table(path: str, name: str | None) -> Iterator[tuple[LoadedCheckpoint, LoadedTable]]:
+    """Open a checkpoint and one table of it: that of a name, or the only one.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        If there are several tables, or none, and no name; or no table of that name.
+    CheckpointError, CorruptCheckpointError
+        As `load_tables`.
+    """
+    names = None if name is None else [name]
+    with load_tables(path, names=names) as loaded:
+        if len(loaded.tables) != 1:
+            listed = ", ".join(map(repr, loaded.tables)) or "none"
+            raise CheckpointMismatchError(
+                f"{path} holds {len(loaded.tables)} tables ({listed}): choose one by --table"
+            )
+        (table,) = loaded.tables.values()
+        yield loaded, table
+
+
+def rows_with_bar(table: LoadedTable, title: str) -> Iterator[RowBlock]:
+    """Yield all rows of a table, block by block, beside a progress bar."""
+    with Bar(title, table.n_rows, "rows") as bar:
+        for block in table.rows():
+            yield block
+            bar.update(len(block))
+
+
+def step_of(table: LoadedTable) -> int:
+    """Return the step of a table, from which ages count."""
+    return int(table.state["step"])
+
+
+def policy_text(config: Any) -> str:
+    """Return a policy's configuration in the words that make it."""
+    if not isinstance(config, Mapping):
+        return str(config)
+    values = dict(config)
+    kind = values.pop("type", values.pop("kind", ""))
+    words = (f"{name}={policy_text(v)}" for name, v in values.items() if v is not None)
+    return f"{kind}({', '.join(words)})"
