@@ -33,7 +33,8 @@ ROOMS = {
     "store": {"engines", "policies", "checkpoint", "errors", "table"},
     "__init__": {"_version", "_config", "_core", "errors", "policies", "engines", "table", "store"},
     "__main__": {"cli"},
-    **{room: {"public"} for room in ("cli", "serving", "torch", "tensorflow", "jax", "keras")},
+    "cli": {"public", "torch"},  # lazily, for files of PyTorch
+    **{room: {"public"} for room in ("serving", "torch", "tensorflow", "jax", "keras")},
 }
 
 # Who may import what is not needed to import embstore.
@@ -50,7 +51,8 @@ FOREIGN = {
 
 RUNS_CODE = re.compile(
     r"^\s*c?import (pickle|marshal|shelve|yaml)|^\s*from (pickle|marshal|shelve|yaml)\b"
-    r"|(?<![.\w])(eval|exec)\(|allow_pickle\s*=\s*True|\b(np|numpy|torch)\.load\(",
+    r"|(?<![.\w])(eval|exec)\(|allow_pickle\s*=\s*True|\b(np|numpy)\.load\("
+    r"|\btorch\.load\((?!.*weights_only=True)",
     re.MULTILINE,
 )
 
