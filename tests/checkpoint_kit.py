@@ -273,3 +273,62 @@ def with_rows(table, **arrays):
     """Return a MemoryTable with some arrays of its rows replaced."""
     parts = {name: getattr(table.rows, name) for name in ROW_NAMES}
     return replace(table, rows=Rows(**{**parts, **arrays}))
+
+
+@dataclass
+class Changes(MemoryTable):
+    """What changed of a table: rows born or written since, and keys removed since."""
+
+    deleted: np.ndarray | None = None
+    n_live: int = 0
+
+
+def changes_of(table, written, deleted, shuffle=None):
+    """Return the changes of a MemoryTable whose keys `written` were, and `deleted` removed."""
+    is_written = np.isin(table.rows.keys, written)
+    deleted = np.array(sorted(set(deleted) - set(table.rows.keys.tolist())), np.int64)
+    if shuffle is not None:
+        shuffle.shuffle(deleted)
+    parts = {**vars(table), "rows": table.rows[is_written]}
+    return Changes(**parts, deleted=deleted, n_live=len(table.rows))
+
+
+def random_rows(table, keys, rng):
+    """Return rows of the shape of a MemoryTable's with random content, of `keys` in any order."""
+    seed = rng.integers(2**32)
+    shape = memory_table(len(keys), 0, table.dim, table.dtype, table.slots, seed=seed)
+    parts = {name: getattr(shape.rows, name) for name in ROW_NAMES}
+    return Rows(**{**parts, "keys": in_order(keys)})
+
+
+def changed_table(table, n_written, n_deleted, rng):
+    """Return a table some time later, and its changes since: some rows are new, changed or gone."""
+    keys = table.rows.keys
+    gone = rng.choice(keys, min(n_deleted, len(keys)), replace=False)
+    hit = rng.choice(np.setdiff1d(keys, gone), min(n_written // 2, len(keys) - len(gone)), False)
+    fresh = rng.integers(-(2**62), 2**62, n_written - n_written // 2)
+    written = np.unique(np.concatenate([hit, fresh]))
+    stays = ~np.isin(keys, np.concatenate([gone, written]))
+    parts = [table.rows[stays], random_rows(table, written, rng)]
+    every = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ROW_NAMES}
+    order = np.lexsort((every["keys"], partition_of(every["keys"])))
+    rows = Rows(**{name: array[order] for name, array in every.items()})
+    other = memory_table(
+        0, len(table.pending), table.dim, table.dtype, table.slots,
+        0 if table.bloom is None else table.bloom.shape[1] // 64, rng.integers(2**32),
+    )  # fmt: skip
+    state = {**table.state, "n_train_steps": table.state["n_train_steps"] + 1}
+    later = replace(
+        table, rows=rows, pending=other.pending, bloom=other.bloom, pins=rows.keys[::5], state=state
+    )
+    return later, changes_of(later, written, gone.tolist(), rng)
+
+
+def save_delta(path, changes, base, **options):
+    """Write a delta of tables named as in `changes`; fail if a full one is called for."""
+
+    def cut(is_delta):
+        assert is_delta
+        return changes
+
+    return checkpoint.save_tables(path, cut, base=base, **options)
