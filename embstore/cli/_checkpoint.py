@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from embstore.checkpoint import LoadedCheckpoint, LoadedTable, RowBlock, load_tables
+from embstore.cli._options import integer
 from embstore.cli._progress import Bar
 from embstore.errors import CheckpointMismatchError
 
@@ -17,14 +18,27 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
+    """Describe the options that choose a table and its generation, and print JSON."""
+    add_generation(parser, "--generation")
+    add_output(parser)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
     """Describe the options that choose a table, and print JSON."""
     parser.add_argument("--table", metavar="NAME", help="which table, if there are several")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_generation(parser: argparse.ArgumentParser, name: str) -> None:
+    """Describe an option that chooses an older generation of a checkpoint."""
+    parser.add_argument(
+        name, type=integer(1), metavar="N", help="an older generation that was kept"
+    )
+
+
 @contextmanager
-def opened_table(path: str, name: str | None) -> Iterator[tuple[LoadedCheckpoint, LoadedTable]]:
-    """Open a checkpoint and one table of it: that of a name, or the only one.
+def opened_table(options: argparse.Namespace) -> Iterator[tuple[LoadedCheckpoint, LoadedTable]]:
+    """Open the checkpoint of a command's options and one table of it: the named, or the only one.
 
     Raises
     ------
@@ -33,8 +47,9 @@ def opened_table(path: str, name: str | None) -> Iterator[tuple[LoadedCheckpoint
     CheckpointError, CorruptCheckpointError
         As `load_tables`.
     """
-    names = None if name is None else [name]
-    with load_tables(path, names=names) as loaded:
+    path = options.checkpoint
+    names = None if options.table is None else [options.table]
+    with load_tables(path, names=names, generation=options.generation) as loaded:
         if len(loaded.tables) != 1:
             listed = ", ".join(map(repr, loaded.tables)) or "none"
             raise CheckpointMismatchError(

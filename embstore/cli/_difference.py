@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.checkpoint import CandidateBlock, LoadedTable, RowBlock
-from embstore.cli._merge import cut_candidates, cut_rows, side_by_side
+from embstore.cli._merge import side_by_side
 from embstore.cli._progress import Bar
 from embstore.cli._rows import json_number, widened
 
@@ -97,7 +97,7 @@ def compare_rows(one: LoadedTable, other: LoadedTable, limit: int) -> RowsDiffer
     """Return what differs between the rows of two tables."""
     found = RowsDifference(limit)
     with Bar("diff", one.n_rows + other.n_rows, "rows") as bar:
-        for a, b in side_by_side(one.rows(), other.rows(), cut_rows):
+        for a, b in side_by_side(one.rows(), other.rows()):
             bar.update((0 if a is None else len(a)) + (0 if b is None else len(b)))
             if a is None or b is None:
                 for side, block in enumerate((a, b)):
@@ -107,7 +107,7 @@ def compare_rows(one: LoadedTable, other: LoadedTable, limit: int) -> RowsDiffer
             at_a, at_b = _shared(a.keys, b.keys)
             found.add_only(0, a.keys[~at_a])
             found.add_only(1, b.keys[~at_b])
-            found.add_both(_masked(a, at_a), _masked(b, at_b))
+            found.add_both(a[at_a], b[at_b])
     return found
 
 
@@ -121,16 +121,10 @@ def _shared(
     )
 
 
-def _masked(block: RowBlock, mask: NDArray[np.bool_]) -> RowBlock:
-    return RowBlock(
-        block.keys[mask], block.values[mask], block.slots[mask], block.freq[mask], block.step[mask]
-    )
-
-
 def compare_candidates(one: LoadedTable, other: LoadedTable) -> dict[str, int]:
     """Return how many pending keys are in one table alone, or counted otherwise."""
     n_only, n_changed = [0, 0], 0
-    for a, b in side_by_side(one.candidates(), other.candidates(), cut_candidates):
+    for a, b in side_by_side(one.candidates(), other.candidates()):
         if a is None or b is None:
             n_only[0 if b is None else 1] += len(a or b or ())
             continue

@@ -4,8 +4,8 @@ Keys ascend by (partition, key) in both. A part holds all keys of either stream 
 that a key that both have is always in one part. At most two blocks are held of each stream.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Iterator
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +13,7 @@ from numpy.typing import NDArray
 from embstore.checkpoint import CandidateBlock, RowBlock
 from embstore.checkpoint.partition import partition_of
 
-
-class Keyed(Protocol):
-    """A block of entries by key."""
-
-    @property
-    def keys(self) -> NDArray[np.int64]:
-        """(n,) int64."""
-        ...
-
-
-BlockT = TypeVar("BlockT", bound=Keyed)
-Cut = Callable[[BlockT, slice], BlockT]
+BlockT = TypeVar("BlockT", RowBlock, CandidateBlock)
 
 
 class Part(NamedTuple, Generic[BlockT]):
@@ -34,16 +23,14 @@ class Part(NamedTuple, Generic[BlockT]):
     other: BlockT | None
 
 
-def side_by_side(
-    one: Iterator[BlockT], other: Iterator[BlockT], cut: Cut[BlockT]
-) -> Iterator[Part[BlockT]]:
+def side_by_side(one: Iterator[BlockT], other: Iterator[BlockT]) -> Iterator[Part[BlockT]]:
     """Yield the parts of two streams of blocks."""
     a, b = next(one, None), next(other, None)
     while a is not None and b is not None:
         n_a, n_b = _common(a.keys, b.keys)
-        yield Part(cut(a, slice(0, n_a)), cut(b, slice(0, n_b)))
-        a = cut(a, slice(n_a, None)) if n_a < len(a.keys) else next(one, None)
-        b = cut(b, slice(n_b, None)) if n_b < len(b.keys) else next(other, None)
+        yield Part(a[:n_a], b[:n_b])
+        a = a[n_a:] if n_a < len(a) else next(one, None)
+        b = b[n_b:] if n_b < len(b) else next(other, None)
     while a is not None:
         yield Part(a, None)
         a = next(one, None)
@@ -63,15 +50,3 @@ def _n_until(keys: NDArray[np.int64], partition: int, key: int) -> int:
     """Return how many keys come before (partition, key), or are that."""
     begin, end = np.searchsorted(partition_of(keys), [partition, partition + 1]).tolist()
     return int(begin + np.searchsorted(keys[begin:end], key, side="right"))
-
-
-def cut_rows(block: RowBlock, part: slice) -> RowBlock:
-    """Return some rows of a block."""
-    return RowBlock(
-        block.keys[part], block.values[part], block.slots[part], block.freq[part], block.step[part]
-    )
-
-
-def cut_candidates(block: CandidateBlock, part: slice) -> CandidateBlock:
-    """Return some candidates of a block."""
-    return CandidateBlock(block.keys[part], block.counts[part], block.epochs[part])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from embstore.checkpoint import LoadedCheckpoint, load_tables
-from embstore.cli._checkpoint import add_table, policy_text
+from embstore.cli._checkpoint import add_generation, add_output, policy_text
 from embstore.cli._difference import PARTS, compare_tables
 from embstore.cli._options import integer
 from embstore.cli._report import count, table
@@ -22,7 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=integer(0), default=20, metavar="N", help="how many keys to list (20)"
     )
-    add_table(parser)
+    add_generation(parser, "--generation-a")
+    add_generation(parser, "--generation-b")
+    add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,7 +32,11 @@ def run(options: argparse.Namespace) -> int:
     names = None if options.table is None else [options.table]
     with ExitStack() as stack:
         one, other = (
-            stack.enter_context(load_tables(path, names)) for path in (options.a, options.b)
+            stack.enter_context(load_tables(path, names, generation=generation))
+            for path, generation in (
+                (options.a, options.generation_a),
+                (options.b, options.generation_b),
+            )
         )
         found = _compared(one, other, options.limit, is_whole=names is None)
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))

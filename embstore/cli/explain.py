@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from embstore import BloomAdmission
-from embstore.checkpoint import CandidateBlock, LoadedTable, RowBlock
-from embstore.checkpoint.reader import CheckpointFiles
+from embstore.checkpoint import CandidateBlock, LoadedCheckpoint, LoadedTable, RowBlock
+from embstore.checkpoint.files import CheckpointFiles
 from embstore.cli._bloom import estimate, fixed_hash
 from embstore.cli._checkpoint import add_table, opened_table, step_of
 from embstore.cli._report import count
 from embstore.cli._rows import ages, json_number, norms, widened
 from embstore.cli._verdict import Verdict, judge
+from embstore.errors import InternalError
 
 N_SHOWN = 8
 UINT64 = 2**64
@@ -43,10 +44,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Explain one key; only the files of its partition are read."""
-    with opened_table(options.checkpoint, options.table) as (loaded, table):
+    with opened_table(options) as (loaded, table):
         found = explained(table, options.key)
         if found["row"]:
-            found["row"] |= _place(loaded.path, table.name, options.key)
+            found["row"] |= _place(loaded, table, options.key)
         found = {"checkpoint": loaded.path, **found}
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
     return 0
@@ -180,22 +181,23 @@ def _eviction(
     return {**document, "text": [*pinned, *verdict.lines()]}
 
 
-def _place(path: str, name: str, key: int) -> dict[str, Any]:
-    """Return file and block of a key's row in the checkpoint's files of whole rows."""
-    files = CheckpointFiles(path)
+def _place(loaded: LoadedCheckpoint, table: LoadedTable, key: int) -> dict[str, Any]:
+    """Return the newest layer, file and block that hold a key's row."""
     partition = fixed_hash(key % UINT64) >> 56
+    files = CheckpointFiles(loaded.path, loaded.generation)
     try:
-        tables = [table.name for table in files.manifest.tables]
-        index = tables.index(name)
+        index = [entry.name for entry in files.manifest.tables].index(table.name)
         columns = files.manifest.tables[index].columns("rows")
-        for file in files.manifest.files_of(index, "rows"):
-            if file.first <= partition <= file.last:
-                for number, (offset, arrays) in enumerate(files.blocks(file, columns)):
-                    if (arrays[0] == key).any():
-                        return {"file": file.name, "block": number, "offset": offset}
+        for layer in reversed(range(len(table.layers))):
+            for file in files.manifest.files_of(index, "rows", layer):
+                if file.first <= partition <= file.last:
+                    for number, (offset, arrays) in enumerate(files.blocks(file, columns)):
+                        if (arrays[0] == key).any():
+                            place = {"file": file.name, "block": number, "offset": offset}
+                            return {"generation": table.layers[layer].generation, **place}
     finally:
         files.close()
-    return {"file": None, "block": None, "offset": None}
+    raise InternalError(f"the row of key {key} was read, and is in no file of {loaded.path}")
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
@@ -216,10 +218,10 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 def _row_lines(found: Mapping[str, Any]) -> list[str]:
     row = found["row"]
     norm = row["norm"] if isinstance(row["norm"], str) else f"{row['norm']:.6g}"
-    place = "a delta" if row["file"] is None else f"{row['file']}, block {row['block']}"
     lines = [
         f"row: freq {count(row['freq'])}, step {count(row['step'])}, "
-        f"age {count(row['age'])} at step {count(found['step'])}, norm {norm}; in {place}",
+        f"age {count(row['age'])} at step {count(found['step'])}, norm {norm}; "
+        f"block {row['block']} of {row['file']}",
         *(f"{name}: {_numbers(part, found['dim'])}" for name, part in _vectors(row).items()),
     ]
     would = "would be evicted" if found["eviction"]["would_evict"] else "would stay"

@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Export a table."""
     check_output(options.out, options.force)
-    with opened_table(options.checkpoint, options.table) as (_, table):
+    with opened_table(options) as (_, table):
         n_rows = _export(table, options)
         name = table.name
     n_bytes = os.path.getsize(options.out)

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the top rows of a table."""
-    with opened_table(options.checkpoint, options.table) as (_, opened):
+    with opened_table(options) as (_, opened):
         blocks = rows_with_bar(opened, "top")
         found = greatest(blocks, options.by, options.n, step_of(opened))
         name, now = opened.name, step_of(opened)
