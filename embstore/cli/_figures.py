@@ -21,7 +21,7 @@ STYLE: dict[Any, Any] = {
     "axes.edgecolor": GREY,
     "xtick.color": INK,
     "ytick.color": INK,
-    "axes.titlesize": 10,
+    "axes.axisbelow": True,
 }
 SIZE = (5.6, 2.7)
 

@@ -1,24 +1,29 @@
-"""Histograms of streams: of numbers whose range nobody knows before, and of counts by octave."""
+"""Histograms of streams of numbers whose range nobody knows before."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-N_BINS = 4096
+N_PARTS = 256  # of each octave
+LEAST_EXPONENT = -160  # float32 goes down to 2**-149
+N_OCTAVES = 320
 N_BARS = 64
 
 
 @dataclass
 class Histogram:
-    """Counts numbers >= 0 in 4096 bins from 0 on, whose width doubles when a number lies beyond.
+    """Counts numbers >= 0 in 256 bins an octave: integers to 512 exactly, others to 1/256.
 
-    `width` is the first width: 1 for integers.
+    Bars are at least `least_width` wide: 1 for integers.
     """
 
-    width: float = 2.0**-40
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(N_BINS, np.int64))
+    least_width: float = 0.0
+    counts: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(N_OCTAVES * N_PARTS, np.int64)
+    )
     n_nonfinite: int = 0
     greatest: float = 0.0
 
@@ -31,35 +36,38 @@ class Histogram:
         """Count numbers."""
         finite = numbers[np.isfinite(numbers)].astype(np.float64)
         self.n_nonfinite += len(numbers) - len(finite)
-        if not len(finite):
-            return
-        self.greatest = max(self.greatest, float(finite.max()))
-        while self.greatest >= self.width * N_BINS:
-            self.counts = np.append(
-                self.counts.reshape(-1, 2).sum(axis=1), np.zeros(N_BINS // 2, np.int64)
-            )
-            self.width *= 2
-        places = (finite / self.width).astype(np.int64)
-        self.counts += np.bincount(places, minlength=N_BINS)
+        if len(finite):
+            self.greatest = max(self.greatest, float(finite.max()))
+            fractions, exponents = np.frexp(finite)
+            parts = (fractions * (2 * N_PARTS)).astype(np.int64) - N_PARTS
+            places = (exponents - LEAST_EXPONENT).astype(np.int64) * N_PARTS + parts
+            places[finite == 0] = 0
+            self.counts += np.bincount(places, minlength=len(self.counts))
+
+    def _least(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the least number of each bin."""
+        octaves, parts = np.divmod(places, N_PARTS)
+        fractions = (parts + N_PARTS) / (2.0 * N_PARTS)
+        return np.where(places == 0, 0.0, np.ldexp(fractions, octaves + LEAST_EXPONENT))
 
     def quantile(self, share: float) -> float:
         """Return a number that about this share of those counted does not exceed."""
         if not self.n:
             return 0.0
-        sums = np.cumsum(self.counts)
-        at = int(np.searchsorted(sums, share * self.n))
-        return min((at + 1) * self.width if self.width < 1 else at * self.width, self.greatest)
+        at = np.searchsorted(np.cumsum(self.counts), share * self.n)
+        return float(self._least(np.array([at]))[0])
 
     def bars(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return the edges of at most 64 bars, (n + 1,), and their counts, (n,)."""
-        n_used = int(self.greatest / self.width) + 1
-        n_joined = 1
-        while n_used > N_BARS * n_joined:
-            n_joined *= 2
-        n_bars = -(-n_used // n_joined)
-        joined: NDArray[np.int64] = self.counts.reshape(-1, n_joined).sum(axis=1)[:n_bars]
-        edges = np.arange(n_bars + 1, dtype=np.float64) * (self.width * n_joined)
-        return edges, joined
+        """Return the edges of at most 65 bars of one width, (n + 1,), and their counts, (n,)."""
+        width = 1.0
+        if self.greatest > 0:
+            width = max(2.0 ** math.ceil(math.log2(self.greatest / N_BARS)), self.least_width)
+        used = np.flatnonzero(self.counts)
+        bars = (self._least(used) / width).astype(np.int64)
+        n_bars = int(self.greatest / width) + 1
+        joined = np.zeros(n_bars, np.int64)
+        np.add.at(joined, bars, self.counts[used])
+        return np.arange(n_bars + 1, dtype=np.float64) * width, joined
 
 
 @dataclass
@@ -86,7 +94,8 @@ def octave(index: int) -> str:
     """Return the numbers of an octave as a label."""
     if index < 2:
         return str(index)
-    return f"{short(2 ** (index - 1))}+"
+    least = 2 ** (index - 1)
+    return f"{least:,}+" if least < 10**5 else f"{short(least)}+"
 
 
 def short(number: float) -> str:
@@ -95,3 +104,13 @@ def short(number: float) -> str:
         if abs(number) >= factor:
             return f"{number / factor:.3g}{letter}"
     return f"{number:.3g}"
+
+
+def short_bytes(n_bytes: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    number = float(n_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1024
+    return f"{number:,.3g} TiB"

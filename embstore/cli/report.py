@@ -10,10 +10,10 @@ from typing import Any
 from embstore.checkpoint import LoadedTable, inspect, load_tables
 from embstore.cli import _figures, _page
 from embstore.cli._checkpoint import add_checkpoint, policy_text, rows_with_bar, step_of
-from embstore.cli._histogram import Histogram, Octaves, short
+from embstore.cli._histogram import Histogram, Octaves, short, short_bytes
 from embstore.cli._output import check_output, new_file
 from embstore.cli._parts import parts_of
-from embstore.cli._report import count, size
+from embstore.cli._report import count
 from embstore.cli._rows import ages, norms
 from embstore.errors import ArgumentError, CheckpointError
 
@@ -58,12 +58,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _subtitle(summary: Mapping[str, Any]) -> str:
-    deltas = f", {summary['deltas']} of them deltas" if summary["deltas"] else ""
-    n_saves = 1 + summary["deltas"]
+    deltas = f"{count(summary['deltas'])} deltas on a full save, " if summary["deltas"] else ""
     return (
         f"step {count(summary['step'])}, generation {summary['generation']}, "
-        f"{count(n_saves)} saves{deltas}, {size(summary['bytes'])} in "
-        f"{count(len(summary['files']))} files, format {summary['format_version']}"
+        f"{deltas}{short_bytes(summary['bytes'])} in {count(len(summary['files']))} files, "
+        f"format {summary['format_version']}"
     )
 
 
@@ -83,8 +82,7 @@ def _section(
     table: LoadedTable, summary: Mapping[str, Any], index: int, history: list[Mapping[str, Any]]
 ) -> str:
     """Return the part of the page about one table."""
-    freq, age, norm = Octaves(), Histogram(width=1.0), Histogram()
-    seen = Histogram(width=1.0)
+    freq, seen, age, norm = Octaves(), Histogram(), Histogram(1.0), Histogram()
     for block in rows_with_bar(table, f"report {table.name}"):
         freq.add(block.freq)
         seen.add(block.freq)
@@ -118,7 +116,7 @@ def _section(
 def _tiles(
     table: LoadedTable, each: Mapping[str, Any], seen: Histogram, age: Histogram
 ) -> dict[str, str]:
-    numbers = {"rows": count(table.n_rows), "bytes on disk": size(each["bytes"])}
+    numbers = {"rows": count(table.n_rows), "bytes on disk": short_bytes(each["bytes"])}
     if table.n_rows:
         numbers["bytes a row"] = short(each["bytes"] / table.n_rows)
         numbers["median frequency"] = short(seen.quantile(0.5))
@@ -157,7 +155,7 @@ def _histogram_figure(title: str, found: Histogram, label: str) -> str:
 
 
 def _parts_figure(parts: Mapping[str, int]) -> str:
-    names = [size(n_bytes) for n_bytes in parts.values()]
+    names = [short_bytes(n_bytes) for n_bytes in parts.values()]
     words = ", ".join(f"{name} {text}" for name, text in zip(parts, names, strict=True))
     svg = _figures.bars(parts, names, f"bytes on disk: {words}")
     caption = "meta: key, frequency and step of each row; framing: Arrow's headers and padding"
