@@ -5,6 +5,7 @@ import json
 import numpy as np
 from checkpoint_kit import MemoryTable, in_order, memory_table, with_rows
 
+import embstore as es
 from embstore import checkpoint
 from embstore.cli import main
 
@@ -56,4 +57,39 @@ def widened(values):
     return values.astype(np.float32)
 
 
-__all__ = ["MemoryTable", "document", "extreme_table", "memory_table", "refused", "run", "save"]
+def rows_of(table):
+    """Return all rows of a table as arrays by name."""
+    parts = list(table.export())
+    names = ("keys", "values", "slots", "freq", "step")
+    return {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+
+
+def imported(capsys, tmp_path, *arguments):
+    """Import, and return what was said and the table."""
+    out = tmp_path / "imported"
+    found = document(capsys, "import", *arguments, "--out", out, "--force")
+    table = es.Table.load(out)
+    assert (found["rows"], found["dim"], found["dtype"]) == (len(table), table.dim, table.dtype)
+    assert (found["table"], found["out"]) == (table.name, str(out))
+    return table
+
+
+def check_import(capsys, tmp_path, message, *arguments):
+    """Check that an import is refused and makes nothing."""
+    out = tmp_path / "never"
+    assert message in refused(capsys, "import", *arguments, "--out", out)
+    assert not out.exists()
+
+
+__all__ = [
+    "MemoryTable",
+    "check_import",
+    "document",
+    "extreme_table",
+    "imported",
+    "memory_table",
+    "refused",
+    "rows_of",
+    "run",
+    "save",
+]

@@ -92,7 +92,7 @@ def npz_arrays(path: str) -> dict[str, StoredArray]:
             members = [name for name in archive.namelist() if name.endswith(".npy")]
             return {name.removesuffix(".npy"): _member(path, archive, name) for name in members}
     except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is not a .npz file: {error}") from None
+        raise DataError(f"{path} cannot be read as npz: {error}") from None
 
 
 def _member(path: str, archive: zipfile.ZipFile, name: str) -> StoredArray:

@@ -149,6 +149,6 @@ def _of_safe(path: str, name: str, shape: tuple[int, ...], dtype: "np.dtype[Any]
         with safe_open(path, framework="numpy") as file:
             part = file.get_slice(name)
             for first in range(0, shape[0], n_rows):
-                yield part[first : first + n_rows]
+                yield part[first : min(first + n_rows, shape[0])]
 
     return Matrix(f"{name} of {path}", shape, dtype, chunks)
