@@ -189,6 +189,7 @@ def test_parquet_with_slots_freq_and_step(capsys, tmp_path):
         ({"key": ["a"], "values": [[1.0]]}, "is string, not of numbers"),
         ({"key": [1, None], "values": [[1.0], [2.0]]}, "has a null at row 1"),
         ({"key": [1, 2], "values": [[1.0], None]}, "has a null at row 1"),
+        ({"key": [1, 2], "values": [None, [1.0]]}, "has a null at row 0"),
         ({"key": [1, 2], "values": [[1.0], [None]]}, "has a null in a list"),
         ({"key": [1, 2], "values": [[1.0], [1.0, 2.0]]}, "has 2 numbers at row 1; expected 1"),
         ({"key": [1, 2, 1], "values": [[1.0]] * 3}, "the key 1 comes twice"),

@@ -100,15 +100,15 @@ def bars(numbers: Mapping[str, float], names: Sequence[str], alternative: str) -
     """Return horizontal bars, each with its number beside it as `names` writes it."""
 
     def draw(axes: Any) -> None:
-        places = np.arange(len(numbers))
-        axes.barh(places, list(numbers.values()), height=0.7, color=BLUE)
+        places, values = np.arange(len(numbers)), [float(n) for n in numbers.values()]
+        axes.barh(places, values, height=0.7, color=BLUE)
         axes.set_yticks(places, list(numbers))
         axes.invert_yaxis()
-        for place, value, name in zip(places, numbers.values(), names, strict=True):
+        for place, value, name in zip(places, values, names, strict=True):
             axes.annotate(
                 name, (value, place), xytext=(4, 0), textcoords="offset points", va="center"
             )
-        axes.set_xlim(0, max([*numbers.values(), 1]) * 1.22)
+        axes.set_xlim(0, max([*values, 1.0]) * 1.22)
         axes.spines["bottom"].set_visible(False)
         axes.set_xticks([])
         axes.tick_params(axis="y", length=0)

@@ -113,6 +113,7 @@ class _Rows:
         if pa.types.is_fixed_size_list(kind):
             return int(kind.list_size)
         for records in self._records(self.vectors, 1):
+            self._check_nulls(records.column(0), self.vectors[0], 0)
             return len(records.column(0)[0])
         return None
 
@@ -176,10 +177,13 @@ class _Rows:
         columns = [self._numbers(records.column(n), n, n_done) for n in self.vectors]
         return np.stack(columns, axis=1)
 
-    def _numbers(self, array: pa.Array, name: str, n_done: int) -> Array:
+    def _check_nulls(self, array: pa.Array, name: str, n_done: int) -> None:
         if array.null_count:
             at = n_done + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
             raise DataError(f"the column {name!r} of {self.path} has a null at row {at}")
+
+    def _numbers(self, array: pa.Array, name: str, n_done: int) -> Array:
+        self._check_nulls(array, name, n_done)
         if pa.types.is_nested(array.type) or not _is_number(array.type):
             raise DataError(f"the column {name!r} of {self.path} is {array.type}, not of numbers")
         numbers: Array = array.to_numpy(zero_copy_only=False)
@@ -188,8 +192,7 @@ class _Rows:
     def _vectors(self, array: pa.Array, name: str, width: int, n_done: int) -> Array:
         if not _is_list(array.type):  # a slot of one number
             return self._numbers(array, name, n_done).reshape(-1, 1)
-        if array.null_count:
-            self._numbers(array, name, n_done)
+        self._check_nulls(array, name, n_done)
         lengths = array.value_lengths().to_numpy(zero_copy_only=False)
         is_off = lengths != width
         if is_off.any():

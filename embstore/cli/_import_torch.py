@@ -44,13 +44,15 @@ def torch_source(paths: Sequence[str], parameter: str | None, ids: str | None) -
     name = chosen(sorted(found), parameter, f"parameter of two dimensions in {paths[0]}")
     matrix = found[name]
     n_rows, dim = matrix.shape
-    keys = np.arange(n_rows, dtype=np.int64) if ids is None else _ids(ids, n_rows, matrix.place)
+    keys = None if ids is None else _ids(ids, n_rows, matrix.place)
 
     def read(slots: Slots) -> Iterator[Batch]:
         first = 0
         for values in matrix.chunks(batch_rows(dim * matrix.dtype.itemsize)):
-            yield Batch(keys[first : first + len(values)], values)
-            first += len(values)
+            last = first + len(values)
+            own = np.arange(first, last, dtype=np.int64) if keys is None else keys[first:last]
+            yield Batch(own, values)
+            first = last
 
     return Source(n_rows, dim, table_dtype(matrix.dtype, matrix.place), read)
 

@@ -16,7 +16,7 @@ from embstore.cli._checkpoint import add_table, opened_table, step_of
 from embstore.cli._report import count
 from embstore.cli._rows import ages, json_number, norms, widened
 from embstore.cli._verdict import Verdict, judge
-from embstore.errors import InternalError
+from embstore.errors import DataError, InternalError
 
 N_SHOWN = 8
 UINT64 = 2**64
@@ -134,6 +134,11 @@ def _bloom(table: LoadedTable, key: int, partition: int) -> dict[str, int] | Non
     found = None
     if config.pop("kind", None) == "BloomAdmission":
         policy = BloomAdmission.from_parameters(config)
+        if table.bloom_bytes * 256 != policy.nbytes:
+            raise DataError(
+                f"the filter of table {table.name!r} has {256 * table.bloom_bytes} bytes; its "
+                f"admission policy makes it of {policy.nbytes}"
+            )
         for data in table.bloom(partition, partition):
             held = estimate(key, data, policy.cell_bits, policy.n_hashes)
             most = 2**policy.cell_bits - 1

@@ -142,7 +142,6 @@ def _config(source: Source, options: argparse.Namespace) -> Mapping[str, Any]:
 
 def _fill(table: es.Table, source: Source, options: argparse.Namespace) -> None:
     """Import all rows; raise if a key comes twice or a value is not a number."""
-    table.reserve(source.n_rows)
     born = _born_slots(table)
     with Bar("import", source.n_rows, "rows") as bar:
         for batch in source.read(table.slots):
