@@ -99,13 +99,13 @@ def test_tfra_shards_of_all_ranks_are_joined(capsys, tmp_path):
 def test_tfra_sizes_must_fit(capsys, tmp_path):
     stem = write_tfra(tmp_path / "a", KEYS)
     base = ["--from", "tfra", stem]
-    check_import(capsys, tmp_path, "3280 bytes", *base, "--dim", 5)
+    check_import(
+        capsys, tmp_path, "205 keys: 4 numbers of 4 bytes a key; expected 5", *base, "--dim", 5
+    )
     assert len(imported(capsys, tmp_path, *base, "--dim", 4)) == len(KEYS)
     values = tmp_path / "a-values"
     values.write_bytes(values.read_bytes()[:-2])
-    message = (
-        f"has 3278 bytes, and {stem}-keys has 205 keys; expected 2460 bytes, 3 numbers of 4 bytes"
-    )
+    message = f"has 3278 bytes, and {stem}-keys has 205 keys: 3.99756098 numbers of 4 bytes a key"
     check_import(capsys, tmp_path, message, *base)
     values.write_bytes(b"")
     check_import(capsys, tmp_path, "has 0 bytes", *base)
@@ -189,7 +189,9 @@ def test_dynamicemb_scores(capsys, tmp_path):
     assert found["step"].step.tolist() == expected
     double = write_dynamicemb(tmp_path / "double", "user", RANKS, scores=2)
     base = ["--from", "dynamicemb", double]
-    check_import(capsys, tmp_path, "1 numbers of 8 bytes a key", *base, "--scores", "freq")
+    check_import(
+        capsys, tmp_path, ": 2 numbers of 8 bytes a key; expected 1", *base, "--scores", "freq"
+    )
     assert len(imported(capsys, tmp_path, *base)) == len(KEYS)
     none = write_dynamicemb(tmp_path / "none", "user", RANKS, scores=0)
     message = "no file of scores beside it: use --scores ignore"
@@ -219,7 +221,7 @@ def test_dynamicemb_slots_must_fit(capsys, tmp_path):
 def test_wrong_dumps_of_dynamicemb(capsys, tmp_path):
     folder = write_dynamicemb(tmp_path / "dump", "user", RANKS, slots=8, options=ADAM)
     base = ["--from", "dynamicemb", folder]
-    check_import(capsys, tmp_path, "5 numbers of 4 bytes", *base, "--dim", 5)
+    check_import(capsys, tmp_path, ": 4 numbers of 4 bytes a key; expected 5", *base, "--dim", 5)
     values = folder / "user_emb_values.rank_1.world_size_4"
     whole = values.read_bytes()
     values.write_bytes(whole[:-4])
@@ -228,8 +230,13 @@ def test_wrong_dumps_of_dynamicemb(capsys, tmp_path):
     state = folder / "user_emb_opt_values.rank_0.world_size_4"
     whole = state.read_bytes()
     state.write_bytes(whole[4:])
-    check_import(capsys, tmp_path, f"{state} has", *base)
+    check_import(capsys, tmp_path, f"{state} has 2876 bytes", *base)
     state.write_bytes(whole)
+    nothing = folder / "user_emb_values.rank_2.world_size_4"
+    nothing.write_bytes(b"1234")
+    message = "0 keys: more than no numbers of 4 bytes a key; expected 4"
+    check_import(capsys, tmp_path, message, *base)
+    nothing.write_bytes(b"")
     (folder / "user_opt_args.json").write_text("{")
     check_import(capsys, tmp_path, "is not JSON", *base)
     (folder / "user_opt_args.json").write_text(json.dumps({**ADAM, "lr": "fast"}))

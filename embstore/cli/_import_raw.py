@@ -82,15 +82,15 @@ def width_of(
     """Return the numbers a key of the files, which must fit their keys exactly; None of no keys."""
     width = given
     for shard, path in zip(shards, paths, strict=True):
-        n_bytes = _size(path)
+        n_bytes, row_bytes = _size(path), shard.n_keys * itemsize
         if width is None and shard.n_keys:
-            width = n_bytes // (shard.n_keys * itemsize)
-        expected = shard.n_keys * (width or 0) * itemsize
-        if n_bytes != expected or (shard.n_keys and not width):
-            each = f"{width} numbers of {itemsize} bytes a key"
+            is_whole = n_bytes and n_bytes % row_bytes == 0
+            width = n_bytes // row_bytes if is_whole else None
+        if n_bytes != row_bytes * (width or 0) or (shard.n_keys and width is None):
+            each = f"{n_bytes / row_bytes:.9g} numbers" if shard.n_keys else "more than no numbers"
             raise DataError(
-                f"{path} has {n_bytes} bytes, and {shard.keys} has {shard.n_keys} keys; expected "
-                f"{expected} bytes, {each}"
+                f"{path} has {n_bytes} bytes, and {shard.keys} has {shard.n_keys} keys: {each} of "
+                f"{itemsize} bytes a key; expected {width or 'a whole number'}"
             )
     return width
 
