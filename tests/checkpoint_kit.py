@@ -165,10 +165,10 @@ def content_of_table(table):
     }
 
 
-def content_of(path, names=None, allow_nonfinite=False):
+def content_of(path, names=None, allow_nonfinite=False, generation=None):
     """Return all of a checkpoint in the same form, by table."""
     found = {}
-    with checkpoint.load_tables(path, names) as loaded:
+    with checkpoint.load_tables(path, names, generation=generation) as loaded:
         for name, table in loaded.tables.items():
             sink = Sink(table.bloom_bytes)
             table.restore(sink, allow_nonfinite)
@@ -198,9 +198,16 @@ def files_of(path):
     return {p.name: p.read_bytes() for p in Path(path).iterdir() if p.name != fsio.LOCK_NAME}
 
 
-def read_manifest(path):
-    """Return the manifest as a dict, nothing checked."""
-    return json.loads((Path(path) / "manifest.json").read_bytes())
+def read_manifest(path, name="manifest.json"):
+    """Return a manifest as a dict, nothing checked."""
+    return json.loads((Path(path) / name).read_bytes())
+
+
+def names_due(path):
+    """Return the names of the files that the generations of a directory need, and no others."""
+    kept = [p.name for p in Path(path).glob("g*-manifest.json")]
+    manifests = ["manifest.json", *kept]
+    return {*manifests, *(f["name"] for m in manifests for f in read_manifest(path, m)["files"])}
 
 
 def write_manifest(path, document):
@@ -232,6 +239,7 @@ def columns_of(table, kind):
         "candidates": layout.CANDIDATE_COLUMNS,
         "bloom": layout.BLOOM_COLUMNS,
         "pins": layout.PIN_COLUMNS,
+        "deleted": layout.PIN_COLUMNS,
     }[kind]
 
 
@@ -243,16 +251,21 @@ def list_sections(path, entry, sections):
     listed["rows"] = sum(s.n_rows for s in sections)
     listed["bytes"] = sum(s.n_bytes for s in sections)
     if entry["table"] is not None and entry["kind"] != "bloom":
+        table, layer = document["tables"][entry["table"]], entry.get("layer", 0)
+        is_layered = "layers" in table and entry["kind"] in ("rows", "deleted")
+        member = table["layers"][layer] if is_layered else table
         files = [f for f in document["files"] if f["table"] == entry["table"]]
+        files = [f for f in files if f.get("layer", 0) == layer]
         total = sum(f["rows"] for f in files if f["kind"] == entry["kind"])
-        document["tables"][entry["table"]][entry["kind"]] = total
+        member[entry["kind"]] = total
     write_manifest(path, document)
 
 
-def forge_file(path, kind, blocks, columns=None):
+def forge_file(path, kind, blocks, columns=None, layer=0):
     """Write the first file of a kind anew with these blocks of arrays; all checksums are right."""
     document = read_manifest(path)
-    entry = next(file for file in document["files"] if file["kind"] == kind)
+    files = [file for file in document["files"] if file["kind"] == kind]
+    entry = next(file for file in files if file.get("layer", 0) == layer)
     if columns is None:
         columns = columns_of(document["tables"][entry["table"]], kind)
     (Path(path) / entry["name"]).unlink()

@@ -102,6 +102,7 @@ class LoadedView:
         self._rows: _Cursor[RowBlock] = _Cursor(table.rows)
         self._candidates: _Cursor[CandidateBlock] = _Cursor(table.candidates)
         self._bloom: Iterator[tuple[int, NDArray[np.uint8]]] = iter(())
+        self._filter = (-1, _NO_BYTES)
         self._lock = Lock()
 
     def get_state(self) -> dict[str, int | float]:
@@ -129,12 +130,14 @@ class LoadedView:
         if not self._table.bloom_bytes:
             return _NO_BYTES
         with self._lock:
-            at, data = next(self._bloom, (partition + 1, _NO_BYTES))
-            if at > partition:
+            if partition < self._filter[0] or self._filter[0] < 0:
                 self._bloom = enumerate(self._table.bloom())
-            while at != partition:
-                at, data = next(self._bloom)
-            return data
+                self._filter = next(self._bloom)
+            while self._filter[0] < partition:
+                self._filter = next(self._bloom)
+            if partition == N_PARTITIONS - 1:
+                next(self._bloom, None)  # where the end of the file is checked
+            return self._filter[1]
 
 
 class _Cursor(Generic[Block]):

@@ -235,6 +235,8 @@ def file_of(value: object, tables: tuple[TableEntry, ...]) -> FileEntry:
         table = fields.integer(member, "table", 0, len(tables) - 1)
     if kind in LAYER_KINDS and table is not None:
         n_layers = max(1, len(tables[table].layers))
+        if kind == "deleted" and n_layers == 1:
+            raise FieldError(f"table {table} has deleted keys and no layers")
     first, last = fields.items(member.get("partitions"), 2, "partitions")
     bounds = {"first": first, "last": last}
     file = FileEntry(

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,10 @@ class CheckpointFiles:
             self._being_read.add(opened)
             try:
                 yield from self._checked(file, opened, columns)
+            except GeneratorExit:
+                with suppress(CheckpointError):  # who stopped halfway is not there to be told
+                    opened.close()
+                raise
             finally:
                 self._being_read.discard(opened)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from embstore.checkpoint import commit
 from embstore.checkpoint import extra as extras
 from embstore.checkpoint.blocks import Arrays
-from embstore.checkpoint.checks import CandidateCheck, RowCheck
+from embstore.checkpoint.checks import STEP_SPAN, CandidateCheck, RowCheck
 from embstore.checkpoint.content import CandidateBlock, RowBlock, TableSink
 from embstore.checkpoint.entries import FileEntry, Layer
 from embstore.checkpoint.files import CheckpointFiles
@@ -138,7 +138,8 @@ class LoadedTable:
         layers = range(len(self.layers))
         rows = [self._layer_rows(layer, first, last) for layer in layers]
         deleted = [self._deleted(layer, first, last) for layer in layers]
-        low, high = int(self.state["step_base"]), int(self.state["step"])
+        low = int(self.state["step_base"])
+        high = min(int(self.state["step"]), low + STEP_SPAN - 1)
         n_merged = 0
         try:
             for block in merged(rows, deleted):
