@@ -214,9 +214,11 @@ def test_explain_candidates(capsys, tmp_path):
     assert "forgotten from step" in run(capsys, "explain", tmp_path / "c", 2)[1]
 
 
-@pytest.mark.parametrize("min_count", [2, 4, 16])
-def test_explain_the_bloom_filter(capsys, tmp_path, min_count):
-    policy = es.BloomAdmission(min_count, capacity=3000, fpr=0.05)
+@pytest.mark.parametrize(("min_count", "fpr"), [(2, 0.05), (4, 0.05), (16, 0.05), (2, 1e-4)])
+def test_explain_the_bloom_filter(capsys, tmp_path, min_count, fpr):
+    capacity = 3000 if fpr > 1e-4 else 200_000
+    policy = es.BloomAdmission(min_count, capacity, fpr)
+    assert fpr > 1e-4 or policy.n_hashes > 7  # more than one word of hash bits
     table = es.Table(2, admission=policy)
     random = np.random.default_rng(min_count)
     for step in range(3):
@@ -491,6 +493,36 @@ def test_a_damaged_checkpoint_is_one_line(capsys, tmp_path, monkeypatch, argumen
     monkeypatch.chdir(tmp_path)
     assert "checksum" in refused(capsys, *arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"admission": 3, "default_row": "x"},
+        {"admission": {"kind": "BloomAdmission", "capacity": "x"}, "default_row": [1, 2, 3]},
+        {"admission": [1], "eviction": {"kind": "Or"}, "default_row": {"a": 1}},
+        {"eviction": {"kind": "Or", "left": 3, "right": 4}, "default_row": [[]]},
+        {"eviction": {"kind": "Sometimes"}, "default_row": [None, "x"]},
+    ],
+)
+def test_parameters_that_nobody_saved(capsys, tmp_path, config):
+    table = memory_table(20, 5)
+    path = save(tmp_path / "c", t=replace(table, config=config))
+    key = table.rows.keys[0]
+    for arguments in (
+        ["explain", path, key],
+        ["explain", path, table.pending.keys[0]],
+        ["explain", path, 0],
+        ["export", path, "--to", "csv", "--out", tmp_path / "x", "--pending"],
+        ["report", path, "--out", tmp_path / "x"],
+        ["info", path],
+        ["diff", path, path],
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == 0 or (code == 2 and err.count("\n") == 1)
+        (tmp_path / "x").unlink(missing_ok=True)
+    assert run(capsys, "explain", path, key)[0] == 2
+    refused(capsys, "export", path, "--to", "csv", "--out", tmp_path / "x", "--pending")
 
 
 def test_tools_of_nothing(capsys, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 from embstore.checkpoint import LoadedCheckpoint, LoadedTable, RowBlock, load_tables
 from embstore.cli._options import integer
 from embstore.cli._progress import Bar
-from embstore.errors import CheckpointMismatchError
+from embstore.errors import CheckpointMismatchError, EmbstoreError
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +65,22 @@ def rows_with_bar(table: LoadedTable, title: str) -> Iterator[RowBlock]:
         for block in table.rows():
             yield block
             bar.update(len(block))
+
+
+@contextmanager
+def understanding(table: LoadedTable) -> Iterator[None]:
+    """Turn whatever parameters that nobody could have saved lead to into one error.
+
+    A manifest holds parameters as they were saved; here they are read without making a table.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        if isinstance(error, EmbstoreError):
+            raise
+        raise CheckpointMismatchError(
+            f"the parameters of table {table.name!r} are not understood: {error!r}"
+        ) from error
 
 
 def step_of(table: LoadedTable) -> int:

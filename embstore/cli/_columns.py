@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.checkpoint import LoadedTable, RowBlock
+from embstore.cli._checkpoint import understanding
 from embstore.cli._rows import rounded_bfloat16, widened
 from embstore.errors import ArgumentError
 
@@ -118,7 +119,8 @@ def n_rows_of(table: LoadedTable, is_pending: bool) -> int:
 def _default_row(table: LoadedTable) -> Array:
     """Return what keys without a row read, (dim,), as `public_values` would give it."""
     row = np.zeros(table.dim, np.float32)
-    row[:] = table.config.get("default_row") or 0.0
+    with understanding(table):
+        row[:] = table.config.get("default_row") or 0.0
     if table.dtype == "bfloat16":
         return rounded_bfloat16(row)
     return row.astype(value_dtype(table))

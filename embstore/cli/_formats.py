@@ -33,7 +33,7 @@ def write_parquet(file: BinaryIO, columns: list[Column], blocks: Blocks, table: 
     )
     n_rows = n_bytes = 0
     held: list[pa.RecordBatch] = []
-    with pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
+    with pq.ParquetWriter(file, schema, use_dictionary=False, write_page_checksum=True) as writer:
         for block in blocks():
             arrays = [_arrow_array(column, column.take(block)) for column in columns]
             held.append(pa.RecordBatch.from_arrays(arrays, schema=schema))

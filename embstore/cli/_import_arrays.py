@@ -5,6 +5,7 @@ numpy's own ``load`` could be told to unpickle; this reads headers and numbers, 
 
 import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,9 @@ from embstore.cli._import_source import (
     table_dtype,
 )
 from embstore.errors import DataError
+
+# What a damaged archive raises; RuntimeError: encrypted, or compressed as zipfile cannot.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, UnicodeError, struct.error)
 
 Open = Callable[[], AbstractContextManager[IO[bytes]]]
 
@@ -64,7 +68,9 @@ def _header(stream: IO[bytes], place: str) -> tuple[tuple[int, ...], "np.dtype[A
             shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
         else:
             shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-    except (ValueError, SyntaxError) as error:
+    except (OSError, *ZIP_ERRORS[:2]):
+        raise
+    except Exception as error:  # a header that is not one: tokens, syntax, types, recursion, ...
         raise DataError(f"{place} is not a .npy file: {error}") from None
     if dtype.kind not in "iuf" or (is_fortran and len(shape) > 1):
         order = ", in Fortran order" if is_fortran else ""
@@ -91,7 +97,7 @@ def npz_arrays(path: str) -> dict[str, StoredArray]:
         with zipfile.ZipFile(path) as archive:
             members = [name for name in archive.namelist() if name.endswith(".npy")]
             return {name.removesuffix(".npy"): _member(path, archive, name) for name in members}
-    except zipfile.BadZipFile as error:
+    except ZIP_ERRORS as error:
         raise DataError(f"{path} cannot be read as npz: {error}") from None
 
 
@@ -108,7 +114,7 @@ def _opened_member(path: str, name: str) -> Iterator[IO[bytes]]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
             yield stream
-    except (zipfile.BadZipFile, zlib.error) as error:
+    except ZIP_ERRORS as error:
         raise DataError(f"{name} of {path} cannot be read: {error}") from None
 
 

@@ -68,8 +68,8 @@ class _Rows:
         self.path = path
         self.key_column = key_column
         with self._opened() as parquet:
-            self.schema = parquet.schema_arrow
             self.n_rows = int(parquet.metadata.num_rows)
+            self.schema = self._schema(parquet)
         self.names = set(self.schema.names)
         if key_column not in self.names:
             raise self._error(f"no column {key_column!r}: give --key-column")
@@ -90,8 +90,16 @@ class _Rows:
             return pq.ParquetFile(self.path, page_checksum_verification=True)
         except FileNotFoundError:
             raise DataError(f"there is no file {self.path}") from None
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeError, pa.ArrowException) as error:
             raise DataError(f"{self.path} cannot be read as Parquet: {error}") from None
+
+    def _schema(self, parquet: pq.ParquetFile) -> pa.Schema:
+        try:
+            schema = parquet.schema_arrow
+            _ = schema.names, schema.metadata  # which are decoded here
+        except (OSError, UnicodeError, pa.ArrowException) as error:
+            raise DataError(f"{self.path} has a schema that cannot be read: {error}") from None
+        return schema
 
     def _error(self, what: str) -> DataError:
         return DataError(f"{self.path} has {what}; it has {', '.join(self.schema.names)}")
@@ -124,7 +132,7 @@ class _Rows:
             return {}
         try:
             config = json.loads(data)["config"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             config = None
         if not isinstance(config, Mapping):
             raise DataError(f"{self.path}: its metadata {METADATA.decode()!r} is damaged")
@@ -136,7 +144,7 @@ class _Rows:
                 for records in parquet.iter_batches(n_rows, columns=list(columns)):
                     if records.num_rows:
                         yield records
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeError, pa.ArrowException) as error:
             raise DataError(f"{self.path} cannot be read to its end: {error}") from None
 
     def batches(self, dim: int, slots: Slots) -> Iterator[Batch]:

@@ -271,7 +271,7 @@ def _dynamicemb_config(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, Mapping) or found.get("opt_type") not in OPTIMIZERS:
         return {}

@@ -76,7 +76,7 @@ def _parquet_ids(path: str) -> Array:
 
     try:
         table = pq.read_table(parquet_files([path]))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from None
     if table.num_columns != 1 or table.column(0).null_count:
         raise DataError(f"{path} must have one column of ids without nulls; it has {table.schema}")

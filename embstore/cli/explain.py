@@ -12,7 +12,7 @@ from embstore import BloomAdmission
 from embstore.checkpoint import CandidateBlock, LoadedCheckpoint, LoadedTable, RowBlock
 from embstore.checkpoint.files import CheckpointFiles
 from embstore.cli._bloom import estimate, fixed_hash
-from embstore.cli._checkpoint import add_table, opened_table, step_of
+from embstore.cli._checkpoint import add_table, opened_table, step_of, understanding
 from embstore.cli._report import count
 from embstore.cli._rows import ages, json_number, norms, widened
 from embstore.cli._verdict import Verdict, judge
@@ -45,7 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Explain one key; only the files of its partition are read."""
     with opened_table(options) as (loaded, table):
-        found = explained(table, options.key)
+        with understanding(table):
+            found = explained(table, options.key)
         if found["row"]:
             found["row"] |= _place(loaded, table, options.key)
         found = {"checkpoint": loaded.path, **found}

@@ -9,7 +9,13 @@ from typing import Any
 
 from embstore.checkpoint import LoadedTable, inspect, load_tables
 from embstore.cli import _figures, _page
-from embstore.cli._checkpoint import add_checkpoint, policy_text, rows_with_bar, step_of
+from embstore.cli._checkpoint import (
+    add_checkpoint,
+    policy_text,
+    rows_with_bar,
+    step_of,
+    understanding,
+)
 from embstore.cli._histogram import Histogram, Octaves, short, short_bytes
 from embstore.cli._output import check_output, new_file
 from embstore.cli._parts import parts_of
@@ -164,7 +170,8 @@ def _parts_figure(parts: Mapping[str, int]) -> str:
 
 def _funnel_figure(table: LoadedTable) -> str:
     """Return what became of the keys: counted, admitted, gone, live."""
-    kind = (table.config.get("admission") or {}).get("kind")
+    with understanding(table):
+        kind = (table.config.get("admission") or {}).get("kind")
     numbers: dict[str, int] = {}
     state = table.state
     if kind == "CounterAdmission":

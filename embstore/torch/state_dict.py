@@ -39,8 +39,8 @@ def read_state_dict(path: "str | os.PathLike[str]") -> dict[str, npt.NDArray[Any
     """
     torch = _torch()
     place = os.fspath(path)
-    is_mapped = zipfile.is_zipfile(place)
     try:
+        is_mapped = zipfile.is_zipfile(place)
         loaded = torch.load(place, map_location="cpu", weights_only=True, mmap=is_mapped)
     except OSError:
         raise
