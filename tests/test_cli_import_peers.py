@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -443,3 +444,47 @@ def test_the_numbers_of_an_import_in_words(capsys, tmp_path):
     assert (code, err) == (0, "")
     assert out.startswith("50 rows of 4 float32 in table 'table' of ")
     assert "optimizer Adam(lr=0.001, betas=[0.9, 0.999]" in out
+
+
+# Damage.
+
+
+def damaged(data, random):
+    """Return bytes with some changed, left out, or cut off."""
+    data, at = bytearray(data), int(random.integers(len(data)))
+    kind = random.integers(4)
+    if kind == 0:
+        del data[at:]
+    elif kind == 1:
+        del data[at : at + int(random.integers(1, 9))]
+    else:
+        n = int(random.integers(1, 4))
+        data[at : at + n] = random.bytes(n)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.npz", "w.npy", "m.pt"])
+def test_damaged_files_are_one_line(capsys, tmp_path, name):
+    file = tmp_path / name
+    keys = np.arange(20)
+    if name == "x.parquet":
+        pq.write_table(pa.table({"key": keys, "values": vectors(keys).tolist()}), file)
+    elif name == "x.npz":
+        np.savez(file, keys=keys, values=vectors(keys))
+    elif name == "w.npy":
+        np.save(file, MATRIX)
+    else:
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        torch.save({"w": torch.tensor(MATRIX)}, file)
+    kind = {".parquet": "parquet", ".npz": "npz"}.get(file.suffix, "torch")
+    whole, random, codes = file.read_bytes(), np.random.default_rng(0), set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, of headers that it takes for Python 2's
+        for _ in range(120):
+            file.write_bytes(damaged(whole, random))
+            code, _, err = run(
+                capsys, "import", "--from", kind, file, "--out", tmp_path / "o", "--force"
+            )
+            codes.add(code)
+            assert code == 0 or (code == 2 and err.count("\n") == 1)
+    assert 2 in codes

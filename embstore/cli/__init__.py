@@ -74,7 +74,8 @@ def _run(run: Run, options: argparse.Namespace) -> int:
     prog = f"embstore {options.command}"
     try:
         code = run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is where the shell closed it
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         with suppress(OSError):  # what is still held back is flushed at exit, and must go somewhere
