@@ -291,7 +291,7 @@ def test_an_engine_that_tells_nonsense_of_changes_is_caught(wrong, tmp_path):
 
 def test_changes_are_not_taken_for_a_whole_table(tmp_path):
     view = kit.changes_of(kit.memory_table(20), [], [])
-    with pytest.raises(es.InternalError, match="a view of changes was given for a full"):
+    with pytest.raises(es.InternalError, match="a view of changes was given for a full checkpoint"):
         checkpoint.save_tables(tmp_path, {"t": view})
     assert kit.files_of(tmp_path) == {}
 
@@ -322,10 +322,11 @@ def test_what_a_snapshot_holds_in_memory_is_written_before_the_rows(tmp_path):
             asked.append("bloom")
             return super().bloom_read(partition)
 
-    checkpoint.save_tables(tmp_path, {"t": Watched(**vars(kit.memory_table(bloom_blocks=1)))})
-    assert asked == ["bloom", "candidates", *["bloom"] * 256, "rows"]
+    table = Watched(**vars(kit.memory_table(bloom_blocks=1)))
+    checkpoint.save_tables(tmp_path, {"t": table, "u": table})
+    assert asked == [*["bloom"] * 2, *["candidates", *["bloom"] * 256] * 2, "rows", "rows"]
     kinds = [file["kind"] for file in kit.read_manifest(tmp_path)["files"]]
-    assert kinds == ["rows", "candidates", "bloom", "pins"]
+    assert kinds == ["rows", "candidates", "bloom", "pins"] * 2
 
 
 # ---- what rows mean over time

@@ -19,6 +19,7 @@ from embstore.checkpoint.manifest import Manifest
 from embstore.checkpoint.merge import MergeError, merged
 from embstore.checkpoint.partition import N_PARTITIONS, OrderCheck, partition_slice
 from embstore.checkpoint.paths import Path, path_of
+from embstore.checkpoint.signing import checked_key
 from embstore.errors import ArgumentError, CheckpointMismatchError, CorruptCheckpointError
 
 
@@ -318,6 +319,7 @@ def load_tables(
     names: Iterable[str] | None = None,
     verify: str = "full",
     generation: int | None = None,
+    hmac_key: bytes | None = None,
 ) -> LoadedCheckpoint:
     """Open a checkpoint; its tables are read by `LoadedTable.restore`.
 
@@ -334,13 +336,16 @@ def load_tables(
         "full": all that is loaded is read and checked.
     generation
         An older generation that was kept; the newest by default.
+    hmac_key
+        The key that the checkpoint must be signed with; by default signatures are passed over.
 
     Raises
     ------
     CheckpointError
         If there is no checkpoint, or not that generation, or the disk fails.
     CorruptCheckpointError
-        If a byte is not what was saved; the message names file and offset.
+        If a byte is not what was saved; the message names file and offset. If there is a key, and
+        the checkpoint is not signed with it.
     CheckpointMismatchError
         If it needs a later version, or has no table of a name.
     """
@@ -349,7 +354,7 @@ def load_tables(
             f'verify={verify!r} is not offered: verify must be "full" (reading blocks lazily will '
             f"come with serving)"
         )
-    files = CheckpointFiles(path_of(path), generation)
+    files = CheckpointFiles(path_of(path), generation, checked_key(hmac_key))
     try:
         return LoadedCheckpoint(files, names)
     except BaseException:

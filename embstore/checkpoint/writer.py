@@ -32,8 +32,8 @@ from embstore.checkpoint.partition import (
     OrderCheck,
     in_file_order,
     partition_of,
-    partition_slice,
 )
+from embstore.checkpoint.signing import sha256_of
 from embstore.errors import (
     ArgumentTypeError,
     CheckpointMismatchError,
@@ -58,7 +58,7 @@ class Beside(NamedTuple):
         return cls(*extras.split(extra), own)
 
 
-def table_entry(name: object, view: TableView) -> TableEntry:
+def _table_entry(name: object, view: TableView) -> TableEntry:
     """Return what the manifest says of a table before its rows are counted."""
     if not isinstance(name, str):
         raise ArgumentTypeError(f"the name of a table must be a string, got {name!r}")
@@ -107,58 +107,70 @@ def _with_layer(entry: TableEntry, layer: Layer, view: TableView) -> TableEntry:
 class DataWriter:
     """Writes the data files of one save; of a delta if there is a base."""
 
-    def __init__(self, directory: Directory, generation: int, base: Manifest | None) -> None:
+    def __init__(
+        self, directory: Directory, generation: int, base: Manifest | None, is_signed: bool
+    ) -> None:
         self.generation = generation
         self.is_delta = base is not None
         self.n_bytes = 0
         self._directory = directory
         self._base = base
+        self._is_signed = is_signed
 
     def write(self, views: Views, beside: Beside) -> Manifest:
-        """Write all data files and return the manifest that names them."""
-        entries = [table_entry(name, view) for name, view in views.items()]
+        """Write all data files and return the manifest that names them.
+
+        Candidates and filters come first, since snapshots hold them in memory until then.
+        """
+        entries = [_table_entry(name, view) for name, view in views.items()]
         if self._base is not None:
             _check_fits_base(entries, self._base, self._directory.path)
+        tables = list(enumerate(zip(entries, views.values(), strict=True)))
+        deleted = [_Deleted(view, self.is_delta) for view in views.values()]
+        held = [
+            [*self._write_candidates(i, entry, view), *self._write_bloom(i, entry, view)]
+            for i, (entry, view) in tables
+        ]
         files: list[FileEntry] = []
-        for index, view in enumerate(views.values()):
-            entries[index], own = self._write_table(index, entries[index], view)
-            files += own
+        for i, (entry, view) in tables:
+            entries[i], of_layers = self._write_layer(i, entry, view, deleted[i])
+            files += [*of_layers, *held[i], *self._write_pins(i, entry, view)]
         files += self._write_extra(beside.arrays)
         arrays = tuple(extras.entry_of(name, array) for name, array in beside.arrays.items())
         return Manifest(
             self.generation, tuple(entries), tuple(files), beside.store, beside.values, arrays
         )
 
-    def _write_table(
-        self, index: int, entry: TableEntry, view: TableView
+    def _write_layer(
+        self, index: int, entry: TableEntry, view: TableView, deleted: "_Deleted"
     ) -> tuple[TableEntry, list[FileEntry]]:
-        """Write the files of a table; return them in order, and its entry with all counts.
+        """Write rows and deleted keys of a table; return its entry with all counts.
 
-        Candidates and filter come first, since a snapshot holds them in memory until then.
+        The files are those of all layers in order.
         """
+        below: list[FileEntry] = []
         if self._base is not None:
             entry = replace(entry, layers=self._base.layers(index))
-        rest = [*self._write_candidates(index, entry, view), *self._write_bloom(index, entry, view)]
-        rows = _RowSource(entry, view, _deleted_of(view, self.is_delta))
-        deleted = self._write_deleted(index, entry, rows.deleted)
+            below = [f for f in self._base.files if f.table == index and f.kind in LAYER_KINDS]
+        removed = self._write_deleted(index, entry, deleted)
+        rows = _RowSource(entry, view, deleted)
         written = self._write_rows(index, entry, view, rows)
-        pins = in_file_order(np.ascontiguousarray(view.pins, np.int64))
-        all_pins = [Run(0, N_PARTITIONS - 1, len(pins))]
-        rest += self._write_keyed(index, entry, "pins", all_pins, lambda run: [pins])
-        n_rows = sum(file.n_rows for file in written)
-        if self._base is None:
-            entry = replace(entry, n_rows=n_rows, n_nonfinite_rows=rows.n_nonfinite)
-            return entry, [*written, *rest]
         layer = Layer(
             generation=self.generation,
             step=int(entry.state["step"]),
             step_base=int(entry.state["step_base"]),
-            n_rows=n_rows,
-            n_deleted=len(rows.deleted),
+            n_rows=sum(file.n_rows for file in written),
+            n_deleted=len(deleted.keys),
             n_nonfinite_rows=rows.n_nonfinite,
         )
-        below = [f for f in self._base.files if f.table == index and f.kind in LAYER_KINDS]
-        return _with_layer(entry, layer, view), [*below, *deleted, *written, *rest]
+        if self._base is not None:
+            return _with_layer(entry, layer, view), [*below, *removed, *written]
+        return replace(entry, n_rows=layer.n_rows, n_nonfinite_rows=rows.n_nonfinite), written
+
+    def _write_pins(self, index: int, entry: TableEntry, view: TableView) -> list[FileEntry]:
+        pins = in_file_order(np.ascontiguousarray(view.pins, np.int64))
+        run = Run(0, N_PARTITIONS - 1, len(pins))
+        return self._write_keyed(index, entry, "pins", [run], lambda run: [pins])
 
     def _write_rows(
         self, index: int, entry: TableEntry, view: TableView, rows: "_RowSource"
@@ -171,21 +183,14 @@ class DataWriter:
             for file in self._write_keyed(index, entry, "rows", part, rows.export)
         ]
 
-    def _write_deleted(
-        self, index: int, entry: TableEntry, keys: NDArray[np.int64]
-    ) -> list[FileEntry]:
+    def _write_deleted(self, index: int, entry: TableEntry, deleted: "_Deleted") -> list[FileEntry]:
         columns = entry.columns("deleted")
-        counts = np.bincount(partition_of(keys), minlength=N_PARTITIONS)
-        runs = plan_runs(counts, rows_of(BLOCK_BYTES, columns))
+        runs = plan_runs(deleted.counts, rows_of(BLOCK_BYTES, columns))
         return [
             file
             for part in plan_files(runs, rows_of(FILE_BYTES, columns))
             for file in self._write_keyed(
-                index,
-                entry,
-                "deleted",
-                part,
-                lambda run: [keys[partition_slice(keys, run.first, run.last)]],
+                index, entry, "deleted", part, lambda run: [deleted.of(run)]
             )
         ]
 
@@ -259,9 +264,14 @@ class DataWriter:
                 writer.add(block)
             writer.finish()
             file.sync()
-        written = replace(entry, name=name, sections=tuple(writer.sections))
+        digest = self._sha256(name) if self._is_signed else None
+        written = replace(entry, name=name, sections=tuple(writer.sections), sha256=digest)
         self.n_bytes += written.n_bytes
         return written
+
+    def _sha256(self, name: str) -> str:
+        with self._directory.open(name) as file:
+            return sha256_of(file)
 
 
 def _blocks_of(runs: list[Run], export: Export, max_rows: int) -> Iterator[Arrays]:
@@ -281,24 +291,32 @@ def _expect(fault: str | None, n_expected: int, n_found: int) -> None:
         raise InternalError(f"the engine's export is wrong: {fault}")
 
 
-def _deleted_of(view: TableView, is_delta: bool) -> NDArray[np.int64]:
-    """Return the keys that a view says were removed, in the order of files; none if it is whole."""
-    deleted: NDArray[np.int64] | None = getattr(view, "deleted", None)
-    if is_delta != (deleted is not None):
-        what = "a whole table" if is_delta else "changes"
-        raise InternalError(f"a view of {what} was given for a {'delta' if is_delta else 'full'}")
-    if deleted is None:
-        return np.empty(0, np.int64)
-    keys = in_file_order(np.ascontiguousarray(deleted, np.int64))
-    _expect(OrderCheck().fault(keys, 0, N_PARTITIONS - 1), len(keys), len(keys))
-    return keys
+class _Deleted:
+    """The keys that a view says were removed, in the order of files; none if it is whole."""
+
+    def __init__(self, view: TableView, is_delta: bool) -> None:
+        given: NDArray[np.int64] | None = getattr(view, "deleted", None)
+        if is_delta != (given is not None):
+            what = "a whole table" if is_delta else "changes"
+            kind = "delta" if is_delta else "full"
+            raise InternalError(f"a view of {what} was given for a {kind} checkpoint")
+        keys = np.empty(0, np.int64) if given is None else np.ascontiguousarray(given, np.int64)
+        self.keys = in_file_order(keys)
+        _expect(OrderCheck().fault(self.keys, 0, N_PARTITIONS - 1), len(keys), len(keys))
+        self.counts = np.bincount(partition_of(self.keys), minlength=N_PARTITIONS)
+        self._ends = np.cumsum(self.counts)
+
+    def of(self, run: Run) -> NDArray[np.int64]:
+        """Return the keys of the partitions of a run."""
+        begin = self._ends[run.first] - self.counts[run.first]
+        return self.keys[begin : self._ends[run.last]]
 
 
 class _RowSource:
     """Rows from the engine, checked as they will be when they are loaded."""
 
-    def __init__(self, entry: TableEntry, view: TableView, deleted: NDArray[np.int64]) -> None:
-        self.deleted = deleted
+    def __init__(self, entry: TableEntry, view: TableView, deleted: _Deleted) -> None:
+        self._deleted = deleted
         self._view = view
         self._columns = entry.columns("rows")
         self._check = RowCheck(entry)
@@ -318,7 +336,7 @@ class _RowSource:
         return arrays if len(self._columns) == len(arrays) else arrays[:2] + arrays[3:]
 
     def _deleted_fault(self, block: RowBlock, run: Run) -> str | None:
-        deleted = self.deleted[partition_slice(self.deleted, run.first, run.last)]
+        deleted = self._deleted.of(run)
         if not len(deleted):
             return None
         both = block.keys[np.isin(block.keys, deleted, assume_unique=True)]
