@@ -262,3 +262,17 @@ def test_info_shows_parts_and_what_is_kept(capsys, tmp_path):
     assert sum(each["parts"].values()) == each["bytes"]
     out = run(capsys, "info", tmp_path / "c")[1]
     assert "generation 2 (1 deltas; also kept: 1)" in out
+
+
+def test_verify_a_signature(capsys, tmp_path):
+    checkpoint.save_tables(tmp_path / "c", {"t": memory_table(9)}, hmac_key=b"secret")
+    (tmp_path / "key").write_bytes(b"secret")
+    (tmp_path / "other").write_bytes(b"guess")
+    (tmp_path / "empty").write_bytes(b"")
+    base = ["verify", tmp_path / "c"]
+    assert document(capsys, *base)["is_sound"]
+    assert document(capsys, *base, "--hmac-key-file", tmp_path / "key")["is_sound"]
+    found = document(capsys, *base, "--hmac-key-file", tmp_path / "other", code=1)
+    assert found["is_sound"] is False
+    for name in ("empty", "nothing"):
+        refused(capsys, *base, "--hmac-key-file", tmp_path / name)
