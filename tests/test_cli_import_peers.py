@@ -232,6 +232,8 @@ def test_wrong_dumps_of_dynamicemb(capsys, tmp_path):
     whole = state.read_bytes()
     state.write_bytes(whole[4:])
     check_import(capsys, tmp_path, f"{state} has 2876 bytes", *base)
+    state.unlink()
+    check_import(capsys, tmp_path, "3 of 4 ranks in", *base)
     state.write_bytes(whole)
     nothing = folder / "user_emb_values.rank_2.world_size_4"
     nothing.write_bytes(b"1234")

@@ -110,13 +110,14 @@ def read_shards(
             marks = _chunks(shard.scores, shard.n_keys, KEY, None, n_batch)
         for key, value in zip(keys, values, strict=True):
             mark = None if marks is None else next(marks)
-            freq = (
-                as_freq(mark, str(shard.scores)) if mark is not None and scores == "freq" else None
+            where = f"the file {shard.scores}"
+            yield Batch(
+                key,
+                value,
+                None if slots is None else next(slots),
+                None if mark is None or scores != "freq" else as_freq(mark, where),
+                None if mark is None or scores != "step" else as_steps(mark, where),
             )
-            step = (
-                as_steps(mark, str(shard.scores)) if mark is not None and scores == "step" else None
-            )
-            yield Batch(key, value, None if slots is None else next(slots), freq, step)
 
 
 def _chunks(
@@ -213,7 +214,11 @@ def dynamicemb_source(
         _check_scores(shards)
     files = [shard.slots for shard in shards if shard.slots]
     n_slots = None
-    if has_slots and len(files) == len(shards):
+    if files and len(files) < len(shards):
+        raise DataError(
+            f"{len(files)} of {len(shards)} ranks in {folder} have opt_values; expected all"
+        )
+    if has_slots and files:
         n_slots = width_of(shards, files, FLOAT.itemsize, None)
 
     def read(slots: Slots) -> Iterator[Batch]:
