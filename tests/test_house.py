@@ -37,7 +37,8 @@ ROOMS = {
         *("table", "store"),
     },
     "__main__": {"cli"},
-    **{room: {"public"} for room in ("cli", "serving", "torch", "tensorflow", "jax", "keras")},
+    "cli": {"public", "torch"},  # lazily, for files of PyTorch
+    **{room: {"public"} for room in ("serving", "torch", "tensorflow", "jax", "keras")},
 }
 
 # Who may import what is not needed to import embstore.
@@ -54,7 +55,8 @@ FOREIGN = {
 
 RUNS_CODE = re.compile(
     r"^\s*c?import (pickle|marshal|shelve|yaml)|^\s*from (pickle|marshal|shelve|yaml)\b"
-    r"|(?<![.\w])(eval|exec)\(|allow_pickle\s*=\s*True|\b(np|numpy|torch)\.load\(",
+    r"|(?<![.\w])(eval|exec)\(|allow_pickle\s*=\s*True|\b(np|numpy)\.load\("
+    r"|\btorch\.load\((?!.*weights_only=True)",
     re.MULTILINE,
 )
 

@@ -169,12 +169,23 @@ class LoadedTable:
             if part.start < part.stop:
                 yield block[part]
 
-    def bloom(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the 256 sub-filters; nothing without a filter."""
-        files = self._files.manifest.files_of(self._index, "bloom")
-        blocks = self._files.bytes_of(files, self._entry.columns("bloom"))
-        if self.bloom_bytes:
-            yield from extras.rechunk(blocks, [self.bloom_bytes] * N_PARTITIONS)
+    def bloom(self, first: int = 0, last: int = N_PARTITIONS - 1) -> Iterator[NDArray[np.uint8]]:
+        """Yield the sub-filters of partitions [first, last]; nothing without a filter."""
+        _check_partitions(first, last)
+        return self._bloom(first, last)
+
+    def _bloom(self, first: int, last: int) -> Iterator[NDArray[np.uint8]]:
+        for file in self._files.manifest.files_of(self._index, "bloom"):
+            if file.last < first or last < file.first:
+                continue
+            n_partitions = file.last - file.first + 1
+            if file.n_rows != n_partitions * self._entry.bloom_blocks:
+                self._raise(f"it holds {file.n_rows} blocks for {n_partitions} partitions", file, 0)
+            blocks = self._files.bytes_of([file], self._entry.columns("bloom"))
+            parts = extras.rechunk(blocks, [self.bloom_bytes] * n_partitions)
+            for partition, part in enumerate(parts, file.first):
+                if first <= partition <= last:
+                    yield part
 
     def check_finite(self, allow_nonfinite: bool) -> None:
         """Raise CheckpointMismatchError if rows have NaN or infinity, and that is not allowed."""

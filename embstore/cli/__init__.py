@@ -1,11 +1,15 @@
 """The command ``embstore``: one file per command, imported when it runs.
 
-Exit codes: 0 done, 1 a check failed (`verify`, `demo`), 2 the input is wrong, 130 interrupted.
+Exit codes: 0 done, 1 a check failed (`verify`, `demo`) or checkpoints differ (`diff`), 2 the input
+is wrong or the disk failed, 130 interrupted, 141 nobody reads what is printed.
 """
 
 import argparse
+import keyword
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn, TypeAlias
 
@@ -17,6 +21,12 @@ COMMANDS = {
     "demo": "make a click log, train on it, evict, save, reload in a new process and compare",
     "info": "print what a checkpoint holds",
     "verify": "read a checkpoint whole and check every block",
+    "top": "print the rows with the greatest frequency, norm or age",
+    "explain": "say what a checkpoint knows of a key, and what its policies would do with it",
+    "diff": "compare two checkpoints",
+    "export": "write the rows of a table as Parquet, CSV or npz",
+    "import": "make a checkpoint of rows from Parquet, npz, TFRA, dynamicemb or PyTorch",
+    "report": "draw a checkpoint on one HTML page",
     "reshard": "cut the tables of checkpoints into another number of shards",
     "compact": "write a checkpoint and the deltas on top of it as one",
 }
@@ -54,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
         )
         if arguments[:1] == [name]:  # the others' options are not needed: nor are their imports
-            module = import_module(f"embstore.cli.{name}")
+            suffix = "_" if keyword.iskeyword(name) else ""
+            module = import_module(f"embstore.cli.{name}{suffix}")
             module.add_options(command)
             command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
@@ -64,7 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(run: Run, options: argparse.Namespace) -> int:
     prog = f"embstore {options.command}"
     try:
-        return run(options)
+        code = run(options)
+        if sys.stdout is not None:  # it is where the shell closed it
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        with suppress(OSError):  # what is still held back is flushed at exit, and must go somewhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (EmbstoreError, OSError) as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ from embstore.cli._tables import Eviction
 BLOOM_CAPACITY = 1_000_000
 
 T = TypeVar("T")
+P = TypeVar("P", es.Optimizer, es.Initializer)
 
 
 def integer(least: int) -> Callable[[str], int]:
@@ -72,6 +73,41 @@ def _eviction(text: str) -> Eviction:
         freq, age = integer(1)(words[0]), integer(0)(words[1])
         return _built(text, lambda: es.FrequencyEviction(freq, min_age=age))
     raise ArgumentTypeError(f"{text!r} is not step:N, l2:THRESHOLD:AGE or freq:N:AGE")
+
+
+def optimizer(text: str) -> es.Optimizer | None:
+    """Read ``none``, or ``adagrad:lr=0.05,eps=1e-8``; a pair is written 0.9/0.999."""
+    kinds = (es.SGD, es.Adagrad, es.RowWiseAdagrad, es.Adam, es.AdamW, es.FTRL)
+    return None if text == "none" else _policy(text, kinds)
+
+
+def initializer(text: str) -> es.Initializer:
+    """Read ``normal:std=0.01``, ``uniform:low=-0.05,high=0.05``, ``constant:value=0``."""
+    return _policy(text, (es.Normal, es.Uniform, es.Constant, es.TruncatedNormal))
+
+
+def _policy(text: str, kinds: tuple[type[P], ...]) -> P:
+    """Read the name of a policy, in any case, and its parameters."""
+    name, _, words = text.partition(":")
+    by_name = {kind.__name__.lower(): kind for kind in kinds}
+    kind = by_name.get(name.replace("_", "").replace("-", "").lower())
+    if kind is None:
+        raise ArgumentTypeError(f"{name!r} is not one of {', '.join(by_name)}")
+    parameters = {}
+    for word in filter(None, words.split(",")):
+        parameter, _, value = word.partition("=")
+        parameters[parameter.strip()] = _value(value.strip())
+    return _built(text, lambda: kind.from_parameters(parameters))
+
+
+def _value(text: str) -> bool | float | tuple[float, ...]:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        numbers = tuple(float(part) for part in text.split("/"))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a number, true or false") from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from embstore.cli._report import count, size
 from embstore.errors import CheckpointError
@@ -12,14 +13,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the options of the command."""
     parser.add_argument("checkpoint", help="the folder of a checkpoint")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--hmac-key-file",
+        metavar="FILE",
+        help="the checkpoint must be signed with the key that is all bytes of this file",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Check a checkpoint; 0 if it is sound, else 1 and what is wrong with it."""
     from embstore.checkpoint import verify
 
+    key = None
+    if options.hmac_key_file is not None:
+        key = Path(options.hmac_key_file).read_bytes()
     try:
-        report = verify(options.checkpoint)
+        report = verify(options.checkpoint, hmac_key=key)
     except CheckpointError as error:
         if options.json:
             print(json.dumps({"is_sound": False, "error": str(error)}, indent=2))
