@@ -1,6 +1,7 @@
 """The command ``embstore``: one file per command, imported when it runs.
 
-Exit codes: 0 done, 1 a check failed (`verify`, `demo`), 2 the input is wrong, 130 interrupted.
+Exit codes: 0 done, 1 a check failed (`verify`, `demo`, `torture`), 2 the input is wrong, 130
+interrupted.
 """
 
 import argparse
@@ -17,6 +18,7 @@ COMMANDS = {
     "demo": "make a click log, train on it, evict, save, reload in a new process and compare",
     "info": "print what a checkpoint holds",
     "verify": "read a checkpoint whole and check every block",
+    "torture": "kill, damage and starve saves on this disk, and count what was lost",
 }
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]

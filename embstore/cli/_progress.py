@@ -1,4 +1,4 @@
-"""The progress bar of a pass: rows, rows per second, and the area under the curve so far."""
+"""The progress bar of a command: of a pass, rows and the area under the curve so far."""
 
 import sys
 from types import TracebackType
@@ -10,7 +10,14 @@ from embstore.cli._metrics import RunningAuc
 class Progress:
     """A bar on standard error; nothing where tqdm is absent or the bar is not wanted."""
 
-    def __init__(self, title: str, n_rows: int, n_done: int = 0, is_shown: bool = True) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: float,
+        n_done: int = 0,
+        is_shown: bool = True,
+        unit: str = " rows",
+    ) -> None:
         self._bar: Any = None
         if not is_shown:
             return
@@ -23,8 +30,13 @@ class Progress:
             )
             return
         self._bar = tqdm(
-            desc=title, total=n_rows, initial=n_done, unit=" rows", unit_scale=True, mininterval=0.5
+            desc=title, total=total, initial=n_done, unit=unit, unit_scale=True, mininterval=0.5
         )
+
+    def advance(self, amount: float, text: str) -> None:
+        """Move on, and say what has been done."""
+        if self._bar is not None and self._bar.update(amount):
+            self._bar.set_postfix_str(text)
 
     def on_batch(self, n_rows: int, area: RunningAuc) -> None:
         """Move on by a batch."""

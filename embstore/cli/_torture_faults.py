@@ -1,0 +1,113 @@
+"""Failing disks: an error, the checkpoint before, a table that works, and nothing left over."""
+
+import errno
+import gc
+import os
+import random
+import warnings
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import embstore as es
+from embstore.cli._torture_kills import leftovers
+from embstore.cli._torture_program import digest, new_store, train
+from embstore.cli._torture_report import Tally
+from embstore.cli._torture_saves import save
+from embstore.cli._torture_seam import Seam, fail, write_short
+
+N_KEYS = 60
+
+# What the n-th call meets: its name, its errno (None: a short write), and whether for ever.
+FAULTS = (
+    ("no space", errno.ENOSPC, False),
+    ("no space from then on", errno.ENOSPC, True),
+    ("input/output error", errno.EIO, False),
+    ("input/output errors from then on", errno.EIO, True),
+    ("interrupted", errno.EINTR, False),
+    ("short write", None, True),
+)
+
+
+class FailingDisk:
+    """A store that is saved to a disk that fails, again and again."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        self._kind = kind
+        self._store = new_store()
+        self._step = 1
+        train(self._store, 1, N_KEYS)
+        save(self._store, path, 1, "full")
+
+    def train(self) -> int:
+        """Train a step; return it."""
+        self._step += 1
+        train(self._store, self._step, N_KEYS)
+        return self._step
+
+    def n_calls(self) -> int:
+        """Return how many calls a save makes that replaces another."""
+        with Seam() as seam:
+            save(self._store, self.path, self.train(), self._kind)
+        return seam.n_calls
+
+    def fault_of(self, disk: AbstractContextManager[object]) -> tuple[bool, str | None]:
+        """Save while the disk fails; return whether that raised, and which promise was broken."""
+        before = digest(self._store)
+        step = self.train()
+        after = digest(self._store)
+        n_fds = n_open_files()
+        error: es.CheckpointError | None = None
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            with disk:
+                try:
+                    save(self._store, self.path, step, self._kind)
+                except es.CheckpointError as raised:
+                    error = raised
+        fault = self._fault(before, after, error is not None, n_fds)
+        if fault is not None and error is not None:
+            fault = f"{fault}; save said: {error}"
+        return error is not None, fault
+
+    def _fault(self, before: str, after: str, is_failed: bool, n_fds: int) -> str | None:
+        n_open = n_open_files()
+        if n_open > n_fds:
+            return f"{n_open - n_fds} files were left open"
+        if digest(self._store) != after:
+            return "the store is not as it was"
+        found = digest(es.Store.load(self.path))
+        if not is_failed and found != after:
+            return "save returned, and the checkpoint is not what was saved"
+        if found not in (before, after):
+            return "the checkpoint is neither the one before nor the new one"
+        step = self.train()
+        save(self._store, self.path, step, self._kind)
+        if digest(es.Store.load(self.path)) != digest(self._store):
+            return "the save after it is not what was saved"
+        return leftovers(self.path)
+
+    def run(self, tally: Tally, seed: int) -> int:
+        """Let each call fail in each way, in random order, until the time is over.
+
+        Returns
+        -------
+        int
+            How many cases there are.
+        """
+        places = range(1, self.n_calls() + 1)
+        cases = [(at, fault) for at in places for fault in FAULTS]
+        random.Random(seed).shuffle(cases)
+        for at, (name, error, is_sticky) in cases:
+            act = write_short if error is None else fail(error)
+            _, fault = self.fault_of(Seam(at, act, is_sticky))
+            tally.judge(fault, f"{name} at call {at}, {self.path}")
+            if tally.is_due or tally.failures:
+                break
+        return len(cases)
+
+
+def n_open_files() -> int:
+    """Return how many files this process has open."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
