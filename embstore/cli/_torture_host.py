@@ -43,9 +43,7 @@ class Host:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
         self._log.close()
 
     def start(self, case: Case) -> "Child":

@@ -1,0 +1,57 @@
+"""What children do under the preloaded library; see embstore.cli._torture_child."""
+
+import errno
+from pathlib import Path
+
+from fault_shim import Shim
+
+import embstore as es
+from embstore.cli import _torture_child as child
+from embstore.cli._torture_faults import FailingDisk
+from embstore.cli._torture_host import say, serve
+from embstore.cli._torture_program import train
+from embstore.cli._torture_saves import save
+from embstore.checkpoint import fsio
+
+HOW = {"before": "b", "after": "a", "halfway": "h"}
+
+
+def main():
+    """Serve cases from standard input."""
+    for name in ("Store", "Table"):
+        getattr(es, name)
+    serve(run)
+
+
+def run(case):
+    """Do one case."""
+    {"once": once, "fail": fail, "journal": journal}[case["do"]](case)
+
+
+def once(case):
+    """Train one step and save; die at the call `at` of the save."""
+    child.once(case, Shim(case["at"], HOW[case["how"]]))
+
+
+def fail(case):
+    """Let calls of saves fail; tell of each case what was wrong."""
+    disk = FailingDisk(Path(case["path"]), case["kind"])
+    for at, how, error, is_sticky in case["faults"]:
+        is_raised, fault = disk.fault_of(Shim(at, how, error, is_sticky))
+        name = errno.errorcode.get(error, "a short write")
+        say(f"{'raised' if is_raised else 'saved'} {name} at {at}: {fault or 'kept'}")
+
+
+def journal(case):
+    """Save some steps with a journal that says when each save began and ended."""
+    if not case["is_synced"]:
+        fsio.calls.fsync = lambda fd: None
+    store, step = child.loaded(case)
+    with Shim() as shim:
+        shim.journal(case["journal"])
+        for k in range(step + 1, step + 1 + case["n_saves"]):
+            train(store, k, case["n_keys"])
+            shim.mark(f"begun {k}")
+            save(store, Path(case["path"]), k, case["kind"])
+            shim.mark(f"done {k}")
+    say(f"calls {shim.n_calls}")
