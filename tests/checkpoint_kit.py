@@ -165,10 +165,10 @@ def content_of_table(table):
     }
 
 
-def content_of(path, names=None, allow_nonfinite=False):
+def content_of(path, names=None, allow_nonfinite=False, generation=None):
     """Return all of a checkpoint in the same form, by table."""
     found = {}
-    with checkpoint.load_tables(path, names) as loaded:
+    with checkpoint.load_tables(path, names, generation=generation) as loaded:
         for name, table in loaded.tables.items():
             sink = Sink(table.bloom_bytes)
             table.restore(sink, allow_nonfinite)
@@ -198,9 +198,16 @@ def files_of(path):
     return {p.name: p.read_bytes() for p in Path(path).iterdir() if p.name != fsio.LOCK_NAME}
 
 
-def read_manifest(path):
-    """Return the manifest as a dict, nothing checked."""
-    return json.loads((Path(path) / "manifest.json").read_bytes())
+def read_manifest(path, name="manifest.json"):
+    """Return a manifest as a dict, nothing checked."""
+    return json.loads((Path(path) / name).read_bytes())
+
+
+def names_due(path):
+    """Return the names of the files that the generations of a directory need, and no others."""
+    kept = [p.name for p in Path(path).glob("g*-manifest.json")]
+    manifests = ["manifest.json", *kept]
+    return {*manifests, *(f["name"] for m in manifests for f in read_manifest(path, m)["files"])}
 
 
 def write_manifest(path, document):
@@ -232,6 +239,7 @@ def columns_of(table, kind):
         "candidates": layout.CANDIDATE_COLUMNS,
         "bloom": layout.BLOOM_COLUMNS,
         "pins": layout.PIN_COLUMNS,
+        "deleted": layout.PIN_COLUMNS,
     }[kind]
 
 
@@ -243,16 +251,21 @@ def list_sections(path, entry, sections):
     listed["rows"] = sum(s.n_rows for s in sections)
     listed["bytes"] = sum(s.n_bytes for s in sections)
     if entry["table"] is not None and entry["kind"] != "bloom":
+        table, layer = document["tables"][entry["table"]], entry.get("layer", 0)
+        is_layered = "layers" in table and entry["kind"] in ("rows", "deleted")
+        member = table["layers"][layer] if is_layered else table
         files = [f for f in document["files"] if f["table"] == entry["table"]]
+        files = [f for f in files if f.get("layer", 0) == layer]
         total = sum(f["rows"] for f in files if f["kind"] == entry["kind"])
-        document["tables"][entry["table"]][entry["kind"]] = total
+        member[entry["kind"]] = total
     write_manifest(path, document)
 
 
-def forge_file(path, kind, blocks, columns=None):
+def forge_file(path, kind, blocks, columns=None, layer=0):
     """Write the first file of a kind anew with these blocks of arrays; all checksums are right."""
     document = read_manifest(path)
-    entry = next(file for file in document["files"] if file["kind"] == kind)
+    files = [file for file in document["files"] if file["kind"] == kind]
+    entry = next(file for file in files if file.get("layer", 0) == layer)
     if columns is None:
         columns = columns_of(document["tables"][entry["table"]], kind)
     (Path(path) / entry["name"]).unlink()
@@ -273,3 +286,62 @@ def with_rows(table, **arrays):
     """Return a MemoryTable with some arrays of its rows replaced."""
     parts = {name: getattr(table.rows, name) for name in ROW_NAMES}
     return replace(table, rows=Rows(**{**parts, **arrays}))
+
+
+@dataclass
+class Changes(MemoryTable):
+    """What changed of a table: rows born or written since, and keys removed since."""
+
+    deleted: np.ndarray | None = None
+    n_live: int = 0
+
+
+def changes_of(table, written, deleted, shuffle=None):
+    """Return the changes of a MemoryTable whose keys `written` were, and `deleted` removed."""
+    is_written = np.isin(table.rows.keys, written)
+    deleted = np.array(sorted(set(deleted) - set(table.rows.keys.tolist())), np.int64)
+    if shuffle is not None:
+        shuffle.shuffle(deleted)
+    parts = {**vars(table), "rows": table.rows[is_written]}
+    return Changes(**parts, deleted=deleted, n_live=len(table.rows))
+
+
+def random_rows(table, keys, rng):
+    """Return rows of the shape of a MemoryTable's with random content, of `keys` in any order."""
+    seed = rng.integers(2**32)
+    shape = memory_table(len(keys), 0, table.dim, table.dtype, table.slots, seed=seed)
+    parts = {name: getattr(shape.rows, name) for name in ROW_NAMES}
+    return Rows(**{**parts, "keys": in_order(keys)})
+
+
+def changed_table(table, n_written, n_deleted, rng):
+    """Return a table some time later, and its changes since: some rows are new, changed or gone."""
+    keys = table.rows.keys
+    gone = rng.choice(keys, min(n_deleted, len(keys)), replace=False)
+    hit = rng.choice(np.setdiff1d(keys, gone), min(n_written // 2, len(keys) - len(gone)), False)
+    fresh = rng.integers(-(2**62), 2**62, n_written - n_written // 2)
+    written = np.unique(np.concatenate([hit, fresh]))
+    stays = ~np.isin(keys, np.concatenate([gone, written]))
+    parts = [table.rows[stays], random_rows(table, written, rng)]
+    every = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ROW_NAMES}
+    order = np.lexsort((every["keys"], partition_of(every["keys"])))
+    rows = Rows(**{name: array[order] for name, array in every.items()})
+    other = memory_table(
+        0, len(table.pending), table.dim, table.dtype, table.slots,
+        0 if table.bloom is None else table.bloom.shape[1] // 64, rng.integers(2**32),
+    )  # fmt: skip
+    state = {**table.state, "n_train_steps": table.state["n_train_steps"] + 1}
+    later = replace(
+        table, rows=rows, pending=other.pending, bloom=other.bloom, pins=rows.keys[::5], state=state
+    )
+    return later, changes_of(later, written, gone.tolist(), rng)
+
+
+def save_delta(path, changes, base, **options):
+    """Write a delta of tables named as in `changes`; fail if a full one is called for."""
+
+    def cut(is_delta):
+        assert is_delta
+        return changes
+
+    return checkpoint.save_tables(path, cut, base=base, **options)

@@ -78,13 +78,6 @@ def save(path, table, k):
     checkpoint.save_tables(path, {"t": table}, {"k": k, "x": np.full(3, k)})
 
 
-def calls_of_a_save(path, table, kinds=None):
-    with pytest.MonkeyPatch.context() as patch:
-        disk = Disk(patch, kinds=kinds)
-        save(path, table, 0)
-    return disk.n_calls
-
-
 def error_of(call):
     """Return the CheckpointError that `call` raises, or None."""
     try:
@@ -94,35 +87,123 @@ def error_of(call):
     return None
 
 
+class Scenario:
+    """A save over a checkpoint, again and again; what must be there when it fails, and when not."""
+
+    def __init__(self, path, kind, keep_last):
+        self.path, self.kind, self.keep_last = path, kind, keep_last
+        rng = np.random.default_rng(0)
+        self.first = kit.memory_table(seed=1, bloom_blocks=1)
+        self.second, self.changes = kit.changed_table(self.first, 6, 4, rng)
+        self.old, self.new = {
+            "full": (self.first, kit.memory_table(seed=2)),
+            "delta": (self.first, self.second),
+            "compact": (self.second, self.second),
+        }[kind]
+        self.contents = {}  # of all generations ever written
+        self.begin()
+        self.begin()
+        assert len(self.kept) == keep_last
+
+    def begin(self):
+        """Save the checkpoint that the save is to replace."""
+        report = checkpoint.save_tables(
+            self.path, {"t": self.first}, {"k": False}, keep_last=self.keep_last
+        )
+        self.contents[report.generation] = self.expected(self.first, False)
+        if self.kind == "compact":
+            report = self._save_delta(report.digest, False)
+        self.base, self.generation = report.digest, report.generation
+        self.contents[report.generation] = self.expected(self.old, False)
+        self.contents[report.generation + 1] = self.expected(self.new, self.kind != "compact")
+        self.kept = checkpoint.generations(self.path)
+        assert set(kit.files_of(self.path)) == kit.names_due(self.path)
+
+    def _save_delta(self, base, k):
+        return kit.save_delta(
+            self.path, {"t": self.changes}, base, extra={"k": k}, keep_last=self.keep_last
+        )
+
+    def save(self):
+        """Save what may fail."""
+        if self.kind == "delta":
+            self._save_delta(self.base, True)
+        elif self.kind == "compact":
+            checkpoint.compact(self.path, keep_last=self.keep_last)
+        else:
+            tables = {"t": self.new}
+            checkpoint.save_tables(self.path, tables, {"k": True}, keep_last=self.keep_last)
+
+    def n_calls(self):
+        """Return how many calls to the system a save makes that does not fail."""
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch)
+            self.save()
+        self.begin()
+        return disk.n_calls
+
+    def expected(self, table, k):
+        return k, {"t": kit.content_of_table(table)}
+
+    def check(self):
+        """Check all generations; return whether the save was committed."""
+        with checkpoint.load_tables(self.path) as loaded:
+            newest = loaded.generation
+        assert newest in (self.generation, self.generation + 1)
+        is_committed = newest != self.generation
+        wanted = set(self.kept)
+        if is_committed:
+            wanted = {newest, self.generation} if self.keep_last == 2 else {newest}
+        there = checkpoint.generations(self.path)
+        assert wanted <= set(there)
+        for generation in there:
+            with checkpoint.load_tables(self.path, generation=generation) as loaded:
+                k = loaded.extra["k"]
+            found = k, kit.content_of(self.path, generation=generation)
+            assert found == self.contents[generation], (generation, there)
+        return is_committed
+
+
+OFTEN = [("full", 1), ("delta", 2)]
+SELDOM = [("full", 2), ("delta", 1), ("compact", 1), ("compact", 2)]
+DISKS = [(errno.ENOSPC, False), (errno.EIO, False), (errno.EIO, True)]
+
+
+def with_torture(often, seldom):
+    """Return the parameters of tests, some of them only for long runs."""
+    return [*often, *(pytest.param(*each, marks=pytest.mark.torture) for each in seldom)]
+
+
 @pytest.mark.parametrize(
-    ("error", "is_sticky"), [(errno.ENOSPC, False), (errno.EIO, False), (errno.EIO, True)]
+    ("kind", "keep_last", "error", "is_sticky"),
+    with_torture(
+        [(*case, *disk) for case in OFTEN for disk in DISKS],
+        [(*case, *disk) for case in SELDOM for disk in DISKS],
+    ),
 )
-def test_the_nth_call_that_fails_is_an_error_and_no_loss(error, is_sticky, tmp_path):
-    old, new = kit.memory_table(seed=1), kit.memory_table(seed=2, bloom_blocks=1)
-    save(tmp_path, old, 1)
-    expected = [{"t": kit.content_of_table(table)} for table in (old, new)]
-    n_calls = calls_of_a_save(tmp_path, old)
+def test_the_nth_call_that_fails_is_an_error_and_no_loss(
+    kind, keep_last, error, is_sticky, tmp_path
+):
+    scenario = Scenario(tmp_path, kind, keep_last)
+    n_calls = scenario.n_calls()
     n_fds = kit.n_open_files()
     assert n_calls > 50
     n_raised = 0
-    for nth in range(1, n_calls + 20):
+    for nth in range(1, n_calls + 5):
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             disk = Disk(patch, nth, error, is_sticky)
-            outcome = error_of(lambda: save(tmp_path, new, 2))
-        found = kit.content_of(tmp_path)
+            outcome = error_of(scenario.save)
+        is_committed = scenario.check()
         if outcome is None:
-            assert found == expected[1], nth
+            assert is_committed, nth
             assert told or not disk.log, (nth, disk.log)
         else:
             n_raised += 1
             assert outcome.errno == error, (nth, disk.log)
             # Once the new manifest has its name, nobody can say whether a crash would lose it.
-            assert found == expected["manifest.json" in disk.renamed], (nth, disk.log)
-        save(tmp_path, old, 1)
-        assert kit.content_of(tmp_path) == expected[0]
-        listed = {file["name"] for file in kit.read_manifest(tmp_path)["files"]}
-        assert set(kit.files_of(tmp_path)) == listed | {"manifest.json"}, (nth, disk.log)
+            assert is_committed == ("manifest.json" in disk.renamed), (nth, disk.log)
+        scenario.begin()
     assert n_raised > 50
     assert kit.n_open_files() <= n_fds
 
@@ -221,31 +302,29 @@ class PowerLoss(Disk):
                 (self.folder / name).write_bytes(before)
 
 
-@pytest.mark.parametrize("seed", [None, 0, 1, 2])
-def test_a_crash_at_any_call_leaves_a_whole_checkpoint(seed, tmp_path):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it is gone
+@pytest.mark.parametrize(
+    ("kind", "keep_last", "seed"),
+    with_torture(
+        [*((*case, seed) for case in OFTEN for seed in (None, 0)), ("compact", 2, 1)],
+        [(*case, seed) for case in OFTEN + SELDOM for seed in range(2, 12)],
+    ),
+)
+def test_a_crash_at_any_call_leaves_a_whole_checkpoint(kind, keep_last, seed, tmp_path):
     """Without a seed the process dies; with one, the power fails and what was not synced goes."""
-    tables = [kit.memory_table(seed=s) for s in (1, 2)]
-    save(tmp_path, tables[0], 0)
-    n_calls = calls_of_a_save(tmp_path, tables[0])
+    scenario = Scenario(tmp_path, kind, keep_last)
     rng = random.Random(seed)
     seen = set()
-    for nth in range(1, n_calls + 1):
-        save(tmp_path, tables[0], 0)
+    for nth in range(1, scenario.n_calls() + 1):
         with pytest.MonkeyPatch.context() as patch:
             disk = PowerLoss(patch, tmp_path, nth, rng)
             with pytest.raises(Crash):
-                save(tmp_path, tables[1], 1)
+                scenario.save()
         if seed is not None:
             disk.lose()
-        with checkpoint.load_tables(tmp_path) as loaded:
-            k = loaded.extra["k"]
-            assert loaded.extra["x"].tolist() == [k] * 3
-        assert kit.content_of(tmp_path) == {"t": kit.content_of_table(tables[k])}, nth
-        seen.add(k)
-    assert seen == {0, 1}
-    save(tmp_path, tables[1], 1)
-    listed = {file["name"] for file in kit.read_manifest(tmp_path)["files"]}
-    assert set(kit.files_of(tmp_path)) == listed | {"manifest.json"}
+        seen.add(scenario.check())
+        scenario.begin()
+    assert seen == {False, True}
 
 
 CHILD = """

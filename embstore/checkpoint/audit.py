@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from embstore.checkpoint import commit
 from embstore.checkpoint.content import CandidateBlock, RowBlock
-from embstore.checkpoint.manifest import VERSION
+from embstore.checkpoint.files import CheckpointFiles
+from embstore.checkpoint.manifest import VERSION, Manifest
 from embstore.checkpoint.partition import N_PARTITIONS, partition_of
 from embstore.checkpoint.paths import Path, path_of
-from embstore.checkpoint.reader import CheckpointFiles, LoadedCheckpoint, LoadedTable, load_tables
+from embstore.checkpoint.reader import LoadedCheckpoint, LoadedTable, load_tables
 from embstore.errors import CorruptCheckpointError
 
 
@@ -26,55 +28,50 @@ class VerifyReport(NamedTuple):
     seconds: float
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path, generation: int | None = None) -> dict[str, Any]:
     """Return what the manifest of a checkpoint says, as a dict for JSON; no data is read.
+
+    Parameters
+    ----------
+    path, generation
+        As for `load_tables`.
 
     Returns
     -------
     dict
-        format_version, generation, step, bytes, store, extra (names), tables (name, dim, dtype,
-        slots, rows, nonfinite_rows, candidates, pins, bytes, config, state), files (name, kind,
-        table, partitions, rows, bytes, blocks).
+        format_version, generation, generations (all that are kept), digest, deltas, step, bytes,
+        store, extra (names), tables (name, dim, dtype, slots, rows, nonfinite_rows, candidates,
+        pins, bytes, config, state, layers), files (name, kind, table, layer, partitions, rows,
+        bytes, blocks). Layers have generation, step, step_base, rows, deleted, nonfinite_rows and
+        bytes.
 
     Raises
     ------
     CheckpointError, CorruptCheckpointError, CheckpointMismatchError
         As `load_tables`.
     """
-    files = CheckpointFiles(path_of(path))
-    files.close()
-    manifest = files.manifest
-    tables = []
-    for index, table in enumerate(manifest.tables):
-        own = [file for file in manifest.files if file.table == index]
-        tables.append(
-            {
-                "name": table.name,
-                "dim": table.dim,
-                "dtype": table.dtype,
-                "slots": [list(slot) for slot in table.slots],
-                "rows": manifest.n_rows(index, "rows"),
-                "nonfinite_rows": table.n_nonfinite_rows,
-                "candidates": manifest.n_rows(index, "candidates"),
-                "pins": manifest.n_rows(index, "pins"),
-                "bytes": sum(file.n_bytes for file in own),
-                "config": table.config,
-                "state": table.state,
-            }
-        )
+    files = CheckpointFiles(path_of(path), generation)
+    try:
+        manifest, kept = files.manifest, commit.generations_in(files.directory)
+    finally:
+        files.close()
     return {
         "format_version": VERSION,
         "generation": manifest.generation,
+        "generations": kept,
+        "digest": manifest.digest,
+        "deltas": manifest.n_deltas,
         "step": manifest.step,
         "bytes": sum(file.n_bytes for file in manifest.files),
         "store": manifest.store,
         "extra": sorted([*(manifest.values or {}), *(array.name for array in manifest.arrays)]),
-        "tables": tables,
+        "tables": [_table(manifest, index) for index in range(len(manifest.tables))],
         "files": [
             {
                 "name": file.name,
                 "kind": file.kind,
                 "table": file.table,
+                "layer": file.layer,
                 "partitions": [file.first, file.last],
                 "rows": file.n_rows,
                 "bytes": file.n_bytes,
@@ -85,8 +82,42 @@ def inspect(path: Path) -> dict[str, Any]:
     }
 
 
-def verify(path: Path) -> VerifyReport:
-    """Read a checkpoint whole and check every byte, and that no candidate has a row.
+def _table(manifest: Manifest, index: int) -> dict[str, Any]:
+    table = manifest.tables[index]
+    return {
+        "name": table.name,
+        "dim": table.dim,
+        "dtype": table.dtype,
+        "slots": [list(slot) for slot in table.slots],
+        "rows": table.n_rows,
+        "nonfinite_rows": table.n_nonfinite_rows,
+        "candidates": manifest.n_rows(index, "candidates"),
+        "pins": manifest.n_rows(index, "pins"),
+        "bytes": sum(file.n_bytes for file in manifest.files if file.table == index),
+        "config": table.config,
+        "state": table.state,
+        "layers": [
+            {
+                "generation": layer.generation,
+                "step": layer.step,
+                "step_base": layer.step_base,
+                "rows": layer.n_rows,
+                "deleted": layer.n_deleted,
+                "nonfinite_rows": layer.n_nonfinite_rows,
+                "bytes": sum(file.n_bytes for file in manifest.layer_files(index, i)),
+            }
+            for i, layer in enumerate(manifest.layers(index))
+        ],
+    }
+
+
+def verify(path: Path, generation: int | None = None) -> VerifyReport:
+    """Read a checkpoint whole, check every byte of every layer, and that no candidate has a row.
+
+    Parameters
+    ----------
+    path, generation
+        As for `load_tables`.
 
     Raises
     ------
@@ -94,7 +125,7 @@ def verify(path: Path) -> VerifyReport:
         As `load_tables`.
     """
     begin = time.perf_counter()
-    with load_tables(path) as loaded:
+    with load_tables(path, generation=generation) as loaded:
         for table in loaded.tables.values():
             _read(table, loaded)
         files = loaded.manifest.files

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from embstore.checkpoint.content import CandidateBlock, RowBlock, n_nonfinite_rows
-from embstore.checkpoint.manifest import TableEntry
+from embstore.checkpoint.entries import TableEntry
 from embstore.checkpoint.partition import OrderCheck
 
 STEP_SPAN = 1 << 32  # steps that a table can tell apart at one time

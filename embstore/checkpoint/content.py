@@ -1,8 +1,8 @@
 """What goes in and out: the table to save, the table to restore into, rows and candidates."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,20 @@ class TableView(Protocol):
         ...
 
 
+class DeltaView(TableView, Protocol):
+    """What changed of a table since the layer before: its rows are those born or written since."""
+
+    @property
+    def deleted(self) -> NDArray[np.int64] | None:
+        """Unique keys removed since, none of which has a row, in any order; None: all are rows."""
+        ...
+
+    @property
+    def n_live(self) -> int:
+        """Rows that the table has now."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RowBlock:
     """Rows of one block: read-only arrays as `RowsLike` has them."""
@@ -120,6 +134,14 @@ class RowBlock:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __getitem__(self, part: Any) -> "RowBlock":
+        """Return a part of the rows, by a slice or an array of places."""
+        if isinstance(part, slice) and part == slice(0, len(self)):
+            return self
+        return RowBlock(
+            self.keys[part], self.values[part], self.slots[part], self.freq[part], self.step[part]
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CandidateBlock:
@@ -131,6 +153,21 @@ class CandidateBlock:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __getitem__(self, part: Any) -> "CandidateBlock":
+        """Return a part of the candidates, by a slice or an array of places."""
+        return CandidateBlock(self.keys[part], self.counts[part], self.epochs[part])
+
+
+Block = TypeVar("Block", RowBlock, CandidateBlock)
+
+
+def joined(blocks: Sequence[Block]) -> Block:
+    """Return one block of all that several have; there is at least one."""
+    if len(blocks) == 1:
+        return blocks[0]
+    kind = type(blocks[0])
+    return kind(*(np.concatenate([getattr(b, part.name) for b in blocks]) for part in fields(kind)))
 
 
 class TableSink(Protocol):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embstore.checkpoint.entries import ArrayEntry
 from embstore.checkpoint.fields import EXTRA_DTYPES
-from embstore.checkpoint.manifest import ArrayEntry
 from embstore.errors import ArgumentTypeError, InternalError
 
 MAX_DEPTH = 100

@@ -70,6 +70,11 @@ def integer(member: Mapping[str, Any], name: str, low: int, high: int) -> int:
     return value
 
 
+def count(member: Mapping[str, Any], name: str) -> int:
+    """Return a member that must be an integer from 0 to 2^63 - 1."""
+    return integer(member, name, 0, INT64_MAX)
+
+
 def text(member: Mapping[str, Any], name: str) -> str:
     """Return a member that must be a string."""
     value = member.get(name)

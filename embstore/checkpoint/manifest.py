@@ -8,29 +8,21 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
-from embstore.checkpoint import fields
-from embstore.checkpoint.blocks import Section
+from embstore.checkpoint import entries, fields
+from embstore.checkpoint.entries import ArrayEntry, FileEntry, Layer, TableEntry
 from embstore.checkpoint.fields import FieldError
-from embstore.checkpoint.layout import (
-    BLOOM_COLUMNS,
-    CANDIDATE_COLUMNS,
-    PIN_COLUMNS,
-    Columns,
-    Slots,
-    row_columns,
-)
 from embstore.errors import CheckpointMismatchError, CorruptCheckpointError
 
 NAME = "manifest.json"
 TEMPORARY_NAME = "manifest.json.tmp"
 FORMAT = "embstore-checkpoint"
 VERSION = 1
-FEATURES: frozenset[str] = frozenset()  # flags of required_features that this reader knows
+DELTAS = "deltas"
+FEATURES = frozenset({DELTAS})  # flags of required_features that this reader knows
 MAX_BYTES = 1 << 26
 
 DIGEST_MEMBER = b',\n"sha256":"'
@@ -38,60 +30,12 @@ END = b'"\n}\n'
 TAIL_BYTES = len(DIGEST_MEMBER) + 64 + len(END)
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """A data file. `table` is None for extra; partitions are those its keys may have."""
-
-    name: str
-    kind: str
-    table: int | None
-    first: int
-    last: int
-    sections: tuple[Section, ...]
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the file."""
-        return sum(section.n_bytes for section in self.sections)
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of all blocks."""
-        return sum(section.n_rows for section in self.sections)
-
-
-@dataclass(frozen=True, slots=True)
-class TableEntry:
-    """A table: what its rows look like, its parameters, its clocks and totals."""
-
-    name: str
-    dim: int
-    dtype: str
-    slots: Slots
-    config: dict[str, Any]
-    state: dict[str, int | float]
-    n_nonfinite_rows: int = 0
-    bloom_blocks: int = 0  # 64-byte blocks of each sub-filter
-
-    def columns(self, kind: str) -> Columns:
-        """Return the columns of the table's files of `kind`."""
-        if kind == "rows":
-            return row_columns(self.dim, self.dtype, self.slots)
-        return {"candidates": CANDIDATE_COLUMNS, "bloom": BLOOM_COLUMNS, "pins": PIN_COLUMNS}[kind]
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayEntry:
-    """An array of extra; its bytes follow those of the array before."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
 @dataclass(frozen=True)
 class Manifest:
-    """A whole checkpoint. `values` and `arrays` are the two parts of extra."""
+    """A whole checkpoint. `values` and `arrays` are the two parts of extra.
+
+    `digest` is the SHA-256 of the bytes that it was read from, in hexadecimal.
+    """
 
     generation: int
     tables: tuple[TableEntry, ...]
@@ -99,26 +43,49 @@ class Manifest:
     store: dict[str, Any] | None = None
     values: dict[str, Any] | None = None
     arrays: tuple[ArrayEntry, ...] = ()
+    digest: str = field(default="", compare=False)
 
     @property
     def step(self) -> int:
         """The greatest step of any table."""
         return max((int(table.state["step"]) for table in self.tables), default=0)
 
+    @property
+    def n_deltas(self) -> int:
+        """Layers of each table on top of the first."""
+        return max((len(table.layers) - 1 for table in self.tables if table.layers), default=0)
+
     @cached_property
-    def _files_by_kind(self) -> dict[tuple[int | None, str], list[FileEntry]]:
-        files: dict[tuple[int | None, str], list[FileEntry]] = {}
+    def _files_by_kind(self) -> dict[tuple[int | None, str, int], list[FileEntry]]:
+        files: dict[tuple[int | None, str, int], list[FileEntry]] = {}
         for file in self.files:
-            files.setdefault((file.table, file.kind), []).append(file)
+            files.setdefault((file.table, file.kind, file.layer), []).append(file)
         return files
 
-    def files_of(self, table: int | None, kind: str) -> list[FileEntry]:
-        """Return the files of one kind of a table, by partition."""
-        return self._files_by_kind.get((table, kind), [])
+    def files_of(self, table: int | None, kind: str, layer: int = 0) -> list[FileEntry]:
+        """Return the files of one kind of a table, by partition; of one layer if it has several."""
+        return self._files_by_kind.get((table, kind, layer), [])
 
-    def n_rows(self, table: int | None, kind: str) -> int:
+    def n_rows(self, table: int | None, kind: str, layer: int = 0) -> int:
         """Return the rows in those files."""
-        return sum(file.n_rows for file in self.files_of(table, kind))
+        return sum(file.n_rows for file in self.files_of(table, kind, layer))
+
+    def layers(self, table: int) -> tuple[Layer, ...]:
+        """Return the layers of a table, at least one."""
+        return self.tables[table].all_layers(self.generation)
+
+    def layer_files(self, table: int, layer: int) -> list[FileEntry]:
+        """Return the files of rows and deleted keys of one layer of a table."""
+        kinds = entries.LAYER_KINDS
+        return [file for kind in kinds for file in self.files_of(table, kind, layer)]
+
+    def layer_bytes(self, is_delta: bool) -> int:
+        """Return the bytes of such files of all first layers, or of all others."""
+        return sum(
+            file.n_bytes
+            for file in self.files
+            if file.kind in entries.LAYER_KINDS and (file.layer > 0) == is_delta
+        )
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -127,7 +94,7 @@ def encode(manifest: Manifest) -> bytes:
         "format": FORMAT,
         "format_version": VERSION,
         "min_reader_version": VERSION,
-        "required_features": [],
+        "required_features": [DELTAS] if manifest.n_deltas else [],
         "byte_order": "little",
         "generation": manifest.generation,
         "step": manifest.step,
@@ -136,7 +103,7 @@ def encode(manifest: Manifest) -> bytes:
     }
     lines = [f'"{name}":{_json(value)}' for name, value in members.items()]
     tables = [_json(_table_member(manifest, i)) for i in range(len(manifest.tables))]
-    files = [_json(_file_member(file)) for file in manifest.files]
+    files = [_json(entries.file_member(file)) for file in manifest.files]
     lines += [f'"tables":[\n{_lines(tables)}]', f'"files":[\n{_lines(files)}]']
     body = ("{\n" + ",\n".join(lines)).encode()
     return body + DIGEST_MEMBER + hashlib.sha256(body).hexdigest().encode() + END
@@ -150,40 +117,16 @@ def _lines(members: list[str]) -> str:
     return ",\n".join(members) + "\n" if members else ""
 
 
+def _table_member(manifest: Manifest, index: int) -> dict[str, Any]:
+    n_candidates, n_pins = (manifest.n_rows(index, kind) for kind in ("candidates", "pins"))
+    return entries.table_member(manifest.tables[index], n_candidates, n_pins)
+
+
 def _extra_member(manifest: Manifest) -> dict[str, Any] | None:
     if manifest.values is None:
         return None
-    arrays = [[array.name, array.dtype, list(array.shape)] for array in manifest.arrays]
+    arrays = [entries.array_member(array) for array in manifest.arrays]
     return {"values": manifest.values, "arrays": arrays}
-
-
-def _table_member(manifest: Manifest, index: int) -> dict[str, Any]:
-    table = manifest.tables[index]
-    return {
-        "name": table.name,
-        "dim": table.dim,
-        "dtype": table.dtype,
-        "slots": [list(slot) for slot in table.slots],
-        "rows": manifest.n_rows(index, "rows"),
-        "nonfinite_rows": table.n_nonfinite_rows,
-        "candidates": manifest.n_rows(index, "candidates"),
-        "pins": manifest.n_rows(index, "pins"),
-        "bloom_blocks": table.bloom_blocks,
-        "config": table.config,
-        "state": fields.state_member(table.state),
-    }
-
-
-def _file_member(file: FileEntry) -> dict[str, Any]:
-    return {
-        "name": file.name,
-        "kind": file.kind,
-        "table": file.table,
-        "partitions": [file.first, file.last],
-        "rows": file.n_rows,
-        "bytes": file.n_bytes,
-        "sections": [[s.n_bytes, s.n_rows, f"{s.crc:08x}"] for s in file.sections],
-    }
 
 
 def decode(data: bytes, place: str) -> Manifest:
@@ -196,9 +139,8 @@ def decode(data: bytes, place: str) -> Manifest:
     CheckpointMismatchError
         If it is sound and this version cannot read it.
     """
-    body = data[:-TAIL_BYTES]
-    tail = DIGEST_MEMBER + hashlib.sha256(body).hexdigest().encode() + END
-    if data[-TAIL_BYTES:] != tail:
+    digest = hashlib.sha256(data[:-TAIL_BYTES]).hexdigest()
+    if data[-TAIL_BYTES:] != DIGEST_MEMBER + digest.encode() + END:
         raise CorruptCheckpointError(
             f"{place}: its {len(data)} bytes do not have the SHA-256 that stands at their end: it "
             f"is damaged, cut off, or no manifest of embstore"
@@ -209,7 +151,7 @@ def decode(data: bytes, place: str) -> Manifest:
         raise CorruptCheckpointError(f"{place} is not JSON: {error}") from None
     try:
         _check_version(document, place)
-        return _manifest(document)
+        return replace(_manifest(document), digest=digest)
     except FieldError as error:
         raise CorruptCheckpointError(f"{place}: {error}") from None
 
@@ -242,9 +184,9 @@ def _check_version(document: object, place: str) -> None:
 
 
 def _manifest(top: Mapping[str, Any]) -> Manifest:
-    tables = tuple(_table(member) for member in fields.array(top, "tables"))
+    tables = tuple(entries.table_of(member) for member in fields.array(top, "tables"))
     fields.check_unique("table", [table.name for table in tables])
-    files = tuple(_file(member, tables) for member in fields.array(top, "files"))
+    files = tuple(entries.file_of(member, tables) for member in fields.array(top, "files"))
     fields.check_unique("file", [file.name for file in files])
     store, extra = top.get("store"), top.get("extra")
     values: dict[str, Any] | None = None
@@ -252,7 +194,7 @@ def _manifest(top: Mapping[str, Any]) -> Manifest:
     if extra is not None:
         extra = fields.mapping(extra, "extra")
         values = fields.mapping(extra.get("values"), "extra's values")
-        arrays = tuple(_array(member) for member in fields.array(extra, "arrays"))
+        arrays = tuple(entries.array_of(member) for member in fields.array(extra, "arrays"))
         fields.check_unique("extra array", [array.name for array in arrays] + list(values))
     manifest = Manifest(
         generation=fields.integer(top, "generation", 1, fields.INT64_MAX),
@@ -266,81 +208,66 @@ def _manifest(top: Mapping[str, Any]) -> Manifest:
     return manifest
 
 
-def _table(value: object) -> TableEntry:
-    member = fields.mapping(value, "a table")
-    dtype = fields.choice(member, "dtype", ("float32", "float16", "bfloat16"))
-    slots = []
-    for slot in fields.array(member, "slots"):
-        name, width = fields.items(slot, 2, "a slot")
-        pair = {"name": name, "width": width}
-        slots.append((fields.text(pair, "name"), fields.integer(pair, "width", 1, 4096)))
-    return TableEntry(
-        name=fields.text(member, "name"),
-        dim=fields.integer(member, "dim", 1, 4096),
-        dtype=dtype,
-        slots=tuple(slots),
-        config=fields.mapping(member.get("config"), "config"),
-        state=fields.state(fields.mapping(member.get("state"), "state")),
-        n_nonfinite_rows=fields.integer(member, "nonfinite_rows", 0, fields.INT64_MAX),
-        bloom_blocks=fields.integer(member, "bloom_blocks", 0, fields.INT64_MAX),
-    )
-
-
-def _file(value: object, tables: tuple[TableEntry, ...]) -> FileEntry:
-    member = fields.mapping(value, "a file")
-    kind = fields.choice(member, "kind", ("rows", "candidates", "bloom", "pins", "extra"))
-    table = None
-    if kind != "extra":
-        table = fields.integer(member, "table", 0, len(tables) - 1)
-    first, last = fields.items(member.get("partitions"), 2, "partitions")
-    bounds = {"first": first, "last": last}
-    file = FileEntry(
-        name=fields.file_name(member),
-        kind=kind,
-        table=table,
-        first=fields.integer(bounds, "first", 0, 255),
-        last=fields.integer(bounds, "last", first, 255),
-        sections=tuple(fields.section(section) for section in fields.array(member, "sections")),
-    )
-    for name, found in (("rows", file.n_rows), ("bytes", file.n_bytes)):
-        if fields.integer(member, name, 0, fields.INT64_MAX) != found:
-            raise FieldError(f"{file.name}: {name} is not the sum over its sections, {found}")
-    blocks = file.sections[1:-1]
-    if len(file.sections) < 2 or file.n_rows != sum(b.n_rows for b in blocks):
-        raise FieldError(f"{file.name}: its sections are not a header, blocks and a footer")
-    if any(block.n_rows == 0 for block in blocks):
-        raise FieldError(f"{file.name}: a block has no rows")
-    return file
-
-
-def _array(value: object) -> ArrayEntry:
-    name, dtype, shape = fields.items(value, 3, "an array of extra")
-    member = {"name": name, "dtype": dtype, "shape": shape}
-    sizes = tuple(
-        fields.integer({"size": size}, "size", 0, fields.INT64_MAX)
-        for size in fields.array(member, "shape")
-    )
-    return ArrayEntry(
-        fields.text(member, "name"), fields.choice(member, "dtype", fields.EXTRA_DTYPES), sizes
-    )
-
-
 def _check_totals(top: Mapping[str, Any], manifest: Manifest) -> None:
     """Raise unless the sums agree, and the files of a kind hold ascending partitions."""
     if fields.integer(top, "step", 0, fields.INT64_MAX) != manifest.step:
         raise FieldError("step is not the greatest of the tables")
     for index, member in enumerate(top["tables"]):
-        for kind in ("rows", "candidates", "pins"):
-            n_rows = manifest.n_rows(index, kind)
-            if fields.integer(member, kind, 0, fields.INT64_MAX) != n_rows:
-                raise FieldError(f"table {index}: {kind} is not the sum over its files, {n_rows}")
-        for kind in ("rows", "candidates", "bloom", "pins"):
-            files = manifest.files_of(index, kind)
-            for before, after in pairwise(files):
-                if before.last >= after.first:
-                    raise FieldError(f"{before.name} and {after.name}: partitions overlap")
+        for kind in ("candidates", "pins"):
+            _check_count(member, kind, manifest.n_rows(index, kind), f"table {index}")
         n_blocks = 256 * manifest.tables[index].bloom_blocks
         if manifest.n_rows(index, "bloom") != n_blocks:
             raise FieldError(f"table {index}: its files do not hold {n_blocks} bloom blocks")
-    if len(manifest.files_of(None, "extra")) > 1:
-        raise FieldError("extra has more than one file")
+        if manifest.tables[index].layers:
+            _check_layers(member, manifest, index)
+        else:
+            _check_count(member, "rows", manifest.n_rows(index, "rows"), f"table {index}")
+    _check_order(manifest)
+    _check_chain(top, manifest)
+
+
+def _check_count(member: Mapping[str, Any], name: str, found: int, where: str) -> None:
+    if fields.count(member, name) != found:
+        raise FieldError(f"{where}: {name} is not the sum over its files, {found}")
+
+
+def _check_order(manifest: Manifest) -> None:
+    """Raise unless the files of a kind are listed by ascending, disjoint partitions."""
+    last: dict[tuple[int | None, str, int], FileEntry] = {}
+    for file in manifest.files:
+        group = (file.table, file.kind, file.layer)
+        before = last.get(group)
+        if before is not None and file.kind == "extra":
+            raise FieldError("extra has more than one file")
+        if before is not None and before.last >= file.first:
+            raise FieldError(f"{before.name} and {file.name}: partitions overlap")
+        last[group] = file
+
+
+def _check_layers(member: Mapping[str, Any], manifest: Manifest, index: int) -> None:
+    """Raise unless the layers of a table have the rows of their files, and end at its clocks."""
+    table = manifest.tables[index]
+    for i, own in enumerate(member["layers"]):
+        for kind in entries.LAYER_KINDS:
+            found = manifest.n_rows(index, kind, i)
+            _check_count(own, kind, found, f"table {index}, layer {i}")
+    newest = table.layers[-1]
+    if (newest.step, newest.step_base) != (table.state["step"], table.state["step_base"]):
+        raise FieldError(f"table {index}: its last layer has not the steps of its state")
+    if table.n_nonfinite_rows != sum(layer.n_nonfinite_rows for layer in table.layers):
+        raise FieldError(f"table {index}: nonfinite_rows is not the sum over its layers")
+    most = sum(layer.n_rows for layer in table.layers)
+    if not newest.n_rows <= table.n_rows <= most:
+        raise FieldError(
+            f"table {index}: rows is {table.n_rows}; its layers leave {newest.n_rows} to {most}"
+        )
+
+
+def _check_chain(top: Mapping[str, Any], manifest: Manifest) -> None:
+    """Raise unless all tables have layers of the same saves, the last of them this one."""
+    chains = {tuple(layer.generation for layer in table.layers) for table in manifest.tables}
+    has_deltas = bool(chains - {()})
+    if has_deltas != (DELTAS in top["required_features"]):
+        raise FieldError("required_features has 'deltas' without layers, or layers without it")
+    if has_deltas and (len(chains) > 1 or max(chains)[-1] != manifest.generation):
+        raise FieldError("the tables have not layers of the same generations, up to this one")

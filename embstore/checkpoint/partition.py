@@ -26,6 +26,15 @@ def in_file_order(keys: Keys) -> Keys:
     return keys[np.lexsort((keys, partition_of(keys)))]
 
 
+def partition_slice(keys: Keys, first: int, last: int) -> slice:
+    """Return where keys of partitions [first, last] lie among `keys` in the order of files."""
+    if (first, last) == (0, N_PARTITIONS - 1):
+        return slice(0, len(keys))
+    partitions = partition_of(keys)
+    begin = np.searchsorted(partitions, first, side="left")
+    return slice(int(begin), int(np.searchsorted(partitions, last, side="right")))
+
+
 class OrderCheck:
     """Follows the keys of one table through blocks and files: ascending, and where they belong."""
 

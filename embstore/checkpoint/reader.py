@@ -1,145 +1,25 @@
 """load_tables: a checkpoint's content, every byte of it checked before it is handed on."""
 
-import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from typing import NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embstore.checkpoint import commit
 from embstore.checkpoint import extra as extras
-from embstore.checkpoint import manifest as manifests
-from embstore.checkpoint.blocks import (
-    Arrays,
-    LayoutError,
-    check_header,
-    decode_block,
-    section_seed,
-)
+from embstore.checkpoint.blocks import Arrays
 from embstore.checkpoint.checks import CandidateCheck, RowCheck
 from embstore.checkpoint.content import CandidateBlock, RowBlock, TableSink
-from embstore.checkpoint.fsio import Directory, InputFile
-from embstore.checkpoint.layout import BLOOM_BLOCK_BYTES, EXTRA_COLUMNS, Columns, Slots
-from embstore.checkpoint.manifest import FileEntry, Manifest
-from embstore.checkpoint.partition import N_PARTITIONS, OrderCheck
+from embstore.checkpoint.entries import FileEntry, Layer
+from embstore.checkpoint.files import CheckpointFiles
+from embstore.checkpoint.fsio import Directory
+from embstore.checkpoint.layout import BLOOM_BLOCK_BYTES, Slots
+from embstore.checkpoint.manifest import Manifest
+from embstore.checkpoint.merge import MergeError, merged
+from embstore.checkpoint.partition import N_PARTITIONS, OrderCheck, partition_slice
 from embstore.checkpoint.paths import Path, path_of
-from embstore.errors import (
-    ArgumentError,
-    CheckpointError,
-    CheckpointMismatchError,
-    CorruptCheckpointError,
-)
-
-
-class CheckpointFiles:
-    """An open checkpoint: its directory, its manifest, and its data files as checked blocks."""
-
-    def __init__(self, path: str) -> None:
-        self.directory = Directory(path)
-        self._being_read: set[InputFile] = set()
-        try:
-            self.manifest = self._read_manifest()
-            for file in self.manifest.files:
-                self._open(file).close()
-        except BaseException:
-            self.directory.close()
-            raise
-
-    def _read_manifest(self) -> Manifest:
-        manifest = commit.read_manifest(self.directory)
-        if manifest is None:
-            raise CheckpointError(
-                f"{self.directory.path} holds no checkpoint: there is no {manifests.NAME} in it"
-            )
-        return manifest
-
-    def close(self) -> None:
-        """Close the directory, and the files whose readers stopped halfway."""
-        try:
-            while self._being_read:
-                self._being_read.pop().close()
-        finally:
-            self.directory.close()
-
-    def place(self, file: FileEntry, offset: int) -> str:
-        """Return where a section lies, for messages."""
-        return f"{self.directory.place(file.name)}, offset {offset}"
-
-    def _open(self, file: FileEntry) -> InputFile:
-        """Open a data file, whose size must be exactly what the manifest says."""
-        try:
-            opened = self.directory.open(file.name)
-        except FileNotFoundError:
-            raise self._missing(file) from None
-        if opened.n_bytes != file.n_bytes:
-            opened.close()
-            raise CorruptCheckpointError(
-                f"{self.directory.place(file.name)} has {opened.n_bytes} bytes; the manifest says "
-                f"{file.n_bytes}"
-            )
-        return opened
-
-    def _missing(self, file: FileEntry) -> CheckpointError:
-        if commit.read_manifest(self.directory) != self.manifest:
-            return CheckpointError(
-                f"{self.directory.path} was replaced by another save while it was read: load it "
-                f"again"
-            )
-        return CorruptCheckpointError(
-            f"{self.directory.place(file.name)}, which the manifest names, is missing"
-        )
-
-    def blocks(self, file: FileEntry, columns: Columns) -> Iterator[tuple[int, Arrays]]:
-        """Yield offset and columns of each block; the file's last section is checked at the end."""
-        with self._open(file) as opened:
-            self._being_read.add(opened)
-            offset, last = 0, len(file.sections) - 1
-            for i, section in enumerate(file.sections):
-                data = opened.read(offset, section.n_bytes)
-                crc = zlib.crc32(data, section_seed(file.name, offset))
-                if crc != section.crc:
-                    raise CorruptCheckpointError(
-                        f"{self.place(file, offset)}: {section.n_bytes} bytes have the checksum "
-                        f"{crc:08x}; the manifest says {section.crc:08x}"
-                    )
-                try:
-                    if i == 0:
-                        check_header(data, columns)
-                    elif i < last:
-                        yield offset, decode_block(data, section.n_rows, columns)
-                except LayoutError as error:
-                    raise CorruptCheckpointError(f"{self.place(file, offset)}: {error}") from None
-                offset += section.n_bytes
-            self._being_read.discard(opened)
-
-    def bytes_of(self, files: Iterable[FileEntry], columns: Columns) -> Iterator[NDArray[np.uint8]]:
-        """Yield the bytes of files of one column of bytes."""
-        for file in files:
-            for _, (column,) in self.blocks(file, columns):
-                yield column.reshape(-1)
-
-    def extra(self) -> dict[str, Any] | None:
-        """Return what was saved beside the tables."""
-        values, entries = self.manifest.values, self.manifest.arrays
-        if values is None:
-            return None
-        sizes = [extras.n_bytes_of(entry) for entry in entries]
-        files = self.manifest.files_of(None, "extra")
-        n_bytes = self.manifest.n_rows(None, "extra")
-        if sum(sizes) != n_bytes:
-            raise CorruptCheckpointError(
-                f"{self.directory.place(manifests.NAME)}: the arrays of extra take {sum(sizes)} "
-                f"bytes; their file has {n_bytes}"
-            )
-        chunks = list(extras.rechunk(self.bytes_of(files, EXTRA_COLUMNS), sizes))
-        found = dict(values)
-        try:
-            for entry, chunk in zip(entries, chunks, strict=True):
-                found[entry.name] = extras.array_of(entry, chunk)
-        except ValueError as error:
-            raise CorruptCheckpointError(f"{self.directory.path}: extra: {error}") from None
-        return found
+from embstore.errors import ArgumentError, CheckpointMismatchError, CorruptCheckpointError
 
 
 class LoadedTable:
@@ -155,6 +35,10 @@ class LoadedTable:
     dim, dtype, slots
         What rows look like.
     n_rows, n_candidates : int
+    layers : tuple of Layer
+        What each save of the chain wrote, the full one first; one without deltas.
+    n_deltas : int
+        Layers on top of the first.
     bloom_bytes : int
         Of each sub-filter; 0 without a filter.
     pins : (n,) int64
@@ -171,7 +55,9 @@ class LoadedTable:
         self.dim = self._entry.dim
         self.dtype = self._entry.dtype
         self.slots = self._entry.slots
-        self.n_rows = files.manifest.n_rows(index, "rows")
+        self.n_rows = self._entry.n_rows
+        self.layers: tuple[Layer, ...] = files.manifest.layers(index)
+        self.n_deltas = len(self.layers) - 1
         self.n_candidates = files.manifest.n_rows(index, "candidates")
         self.bloom_bytes = self._entry.bloom_blocks * BLOOM_BLOCK_BYTES
         self.pins = self._read_pins()
@@ -186,12 +72,15 @@ class LoadedTable:
                     f"{on_what} has {wanted}"
                 )
 
-    def _list(self, kind: str) -> Iterator[tuple[FileEntry, int, Arrays]]:
-        """Yield file, offset and columns of each block of a kind."""
+    def _list(
+        self, kind: str, layer: int = 0, first: int = 0, last: int = N_PARTITIONS - 1
+    ) -> Iterator[tuple[FileEntry, int, Arrays]]:
+        """Yield file, offset and columns of each block of files that may hold the partitions."""
         columns = self._entry.columns(kind)
-        for file in self._files.manifest.files_of(self._index, kind):
-            for offset, arrays in self._files.blocks(file, columns):
-                yield file, offset, arrays
+        for file in self._files.manifest.files_of(self._index, kind, layer):
+            if file.last >= first and file.first <= last:
+                for offset, arrays in self._files.blocks(file, columns):
+                    yield file, offset, arrays
 
     def _raise(self, fault: str | None, file: FileEntry, offset: int) -> None:
         if fault is not None:
@@ -204,30 +93,86 @@ class LoadedTable:
             parts.append(keys)
         return np.sort(np.concatenate(parts))
 
-    def rows(self) -> Iterator[RowBlock]:
-        """Yield the rows by (partition, key), about 1 MiB at a time."""
-        check = RowCheck(self._entry)
-        n_told = self._entry.n_nonfinite_rows
-        for file, offset, arrays in self._list("rows"):
+    def rows(self, first: int = 0, last: int = N_PARTITIONS - 1) -> Iterator[RowBlock]:
+        """Yield the rows of partitions [first, last] by (partition, key), about 1 MiB at a time.
+
+        Rows of a chain are merged as they are read, in memory for a block or two of each layer;
+        only files that may hold the partitions are opened.
+        """
+        _check_partitions(first, last)
+        if not self.n_deltas:
+            return self._layer_rows(0, first, last)
+        return self._merged_rows(first, last)
+
+    def _layer_rows(self, layer: int, first: int, last: int) -> Iterator[RowBlock]:
+        """Yield the rows of one layer."""
+        check = RowCheck(self._entry.as_of(self.layers[layer]))
+        n_told = self.layers[layer].n_nonfinite_rows
+        for file, offset, arrays in self._list("rows", layer, first, last):
             block = _row_block(arrays)
             self._raise(check.fault(block, file.first, file.last), file, offset)
             if check.n_nonfinite > n_told:
                 fault = f"{check.n_nonfinite} rows so far have NaN or infinity; {n_told} were saved"
                 self._raise(fault, file, offset)
-            yield block
-        if check.n_nonfinite != n_told:
-            raise CorruptCheckpointError(
-                f"{self._files.directory.path}: table {self.name!r} has {check.n_nonfinite} rows "
-                f"with NaN or infinity; the manifest says {n_told}"
+            part = partition_slice(block.keys, first, last)
+            if part.start < part.stop:
+                yield block[part]
+        is_whole = (first, last) == (0, N_PARTITIONS - 1)
+        if is_whole and check.n_nonfinite != n_told:
+            self._raise_of_table(
+                f"has {check.n_nonfinite} rows with NaN or infinity in layer {layer}; the manifest "
+                f"says {n_told}"
             )
 
-    def candidates(self) -> Iterator[CandidateBlock]:
-        """Yield the candidates by (partition, key)."""
+    def _deleted(self, layer: int, first: int, last: int) -> Iterator[NDArray[np.int64]]:
+        """Yield the keys that a layer removes."""
+        order = OrderCheck()
+        for file, offset, (keys,) in self._list("deleted", layer, first, last):
+            self._raise(order.fault(keys, file.first, file.last), file, offset)
+            part = partition_slice(keys, first, last)
+            if part.start < part.stop:
+                yield keys[part]
+
+    def _merged_rows(self, first: int, last: int) -> Iterator[RowBlock]:
+        """Yield the rows that all layers leave."""
+        layers = range(len(self.layers))
+        rows = [self._layer_rows(layer, first, last) for layer in layers]
+        deleted = [self._deleted(layer, first, last) for layer in layers]
+        low, high = int(self.state["step_base"]), int(self.state["step"])
+        n_merged = 0
+        try:
+            for block in merged(rows, deleted):
+                n_merged += len(block)
+                if n_merged > self.n_rows:
+                    break
+                is_off = (block.step < low) | (block.step > high)
+                if is_off.any():
+                    key, step = block.keys[is_off][0], block.step[is_off][0]
+                    self._raise_of_table(f"has key {key} of step {step}, not of {low}..{high}")
+                yield block
+        except MergeError as error:
+            self._raise_of_table(str(error))
+        is_whole = (first, last) == (0, N_PARTITIONS - 1)
+        if n_merged > self.n_rows or (is_whole and n_merged < self.n_rows):
+            what = f"{n_merged} rows" if is_whole else "more rows"
+            self._raise_of_table(f"has {what} after merging; the manifest says {self.n_rows}")
+
+    def _raise_of_table(self, fault: str) -> NoReturn:
+        raise CorruptCheckpointError(f"{self._files.directory.path}: table {self.name!r} {fault}")
+
+    def candidates(self, first: int = 0, last: int = N_PARTITIONS - 1) -> Iterator[CandidateBlock]:
+        """Yield the candidates of partitions [first, last] by (partition, key)."""
+        _check_partitions(first, last)
+        return self._candidates(first, last)
+
+    def _candidates(self, first: int, last: int) -> Iterator[CandidateBlock]:
         check = CandidateCheck(self._entry)
-        for file, offset, arrays in self._list("candidates"):
+        for file, offset, arrays in self._list("candidates", 0, first, last):
             block = CandidateBlock(*arrays)
             self._raise(check.fault(block, file.first, file.last), file, offset)
-            yield block
+            part = partition_slice(block.keys, first, last)
+            if part.start < part.stop:
+                yield block[part]
 
     def bloom(self) -> Iterator[NDArray[np.uint8]]:
         """Yield the 256 sub-filters; nothing without a filter."""
@@ -273,9 +218,11 @@ class LoadedTable:
         n_nonfinite = self._entry.n_nonfinite_rows
         is_allowed = allow_nonfinite or self.config.get("on_nonfinite") == "allow"
         if n_nonfinite and not is_allowed:
+            up_to = "up to " if self.n_deltas else ""  # a later layer may have replaced them
             raise CheckpointMismatchError(
-                f"{self._files.directory.path}: {n_nonfinite} rows of table {self.name!r} have NaN "
-                f"or infinity, as they had when they were saved; load with allow_nonfinite=True"
+                f"{self._files.directory.path}: {up_to}{n_nonfinite} rows of table {self.name!r} "
+                f"have NaN or infinity, as they had when they were saved; load with "
+                f"allow_nonfinite=True"
             )
 
     def _check_filter(self, n_bytes: int) -> None:
@@ -286,6 +233,11 @@ class LoadedTable:
                 f"sub-filters of {self.bloom_bytes} bytes; its admission policy makes them of "
                 f"{n_bytes} bytes"
             )
+
+
+def _check_partitions(first: int, last: int) -> None:
+    if not 0 <= first <= last < N_PARTITIONS:
+        raise ArgumentError(f"partitions must be from 0 to 255, got [{first}, {last}]")
 
 
 def _row_block(arrays: Arrays) -> RowBlock:
@@ -304,6 +256,8 @@ class LoadedCheckpoint:
     path : str
     generation : int
         How many saves to this directory came before it, plus one.
+    digest : str
+        The SHA-256 of its manifest, in hexadecimal: what deltas to it are written relative to.
     step : int
         The greatest step of any table.
     tables : dict of str to LoadedTable
@@ -318,6 +272,7 @@ class LoadedCheckpoint:
         self._files = files
         self.path = files.directory.path
         self.generation = manifest.generation
+        self.digest = manifest.digest
         self.step = manifest.step
         self.store = manifest.store
         places = {table.name: i for i, table in enumerate(manifest.tables)}
@@ -347,7 +302,10 @@ class LoadedCheckpoint:
 
 
 def load_tables(
-    path: Path, names: Iterable[str] | None = None, verify: str = "full"
+    path: Path,
+    names: Iterable[str] | None = None,
+    verify: str = "full",
+    generation: int | None = None,
 ) -> LoadedCheckpoint:
     """Open a checkpoint; its tables are read by `LoadedTable.restore`.
 
@@ -362,11 +320,13 @@ def load_tables(
         The tables to load; all by default.
     verify
         "full": all that is loaded is read and checked.
+    generation
+        An older generation that was kept; the newest by default.
 
     Raises
     ------
     CheckpointError
-        If there is no checkpoint, or the disk fails.
+        If there is no checkpoint, or not that generation, or the disk fails.
     CorruptCheckpointError
         If a byte is not what was saved; the message names file and offset.
     CheckpointMismatchError
@@ -377,9 +337,21 @@ def load_tables(
             f'verify={verify!r} is not offered: verify must be "full" (reading blocks lazily will '
             f"come with serving)"
         )
-    files = CheckpointFiles(path_of(path))
+    files = CheckpointFiles(path_of(path), generation)
     try:
         return LoadedCheckpoint(files, names)
     except BaseException:
         files.close()
         raise
+
+
+def generations(path: Path) -> list[int]:
+    """Return the generations that can be loaded from a directory, ascending; the last is newest.
+
+    Raises
+    ------
+    CheckpointError
+        If the directory cannot be read.
+    """
+    with Directory(path_of(path)) as directory:
+        return commit.generations_in(directory)

@@ -1,0 +1,158 @@
+"""An open checkpoint: its manifest, and its data files as blocks whose every byte was checked."""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore.checkpoint import commit
+from embstore.checkpoint import extra as extras
+from embstore.checkpoint import manifest as manifests
+from embstore.checkpoint.blocks import (
+    Arrays,
+    LayoutError,
+    check_header,
+    decode_block,
+    section_seed,
+)
+from embstore.checkpoint.entries import FileEntry
+from embstore.checkpoint.fsio import Directory, InputFile
+from embstore.checkpoint.layout import EXTRA_COLUMNS, Columns
+from embstore.checkpoint.manifest import Manifest
+from embstore.errors import CheckpointError, CorruptCheckpointError
+
+
+class CheckpointFiles:
+    """An open checkpoint: its directory, its manifest, and its data files as checked blocks."""
+
+    def __init__(self, path: str, generation: int | None = None) -> None:
+        self._generation = generation
+        self.directory = Directory(path)
+        self._being_read: set[InputFile] = set()
+        try:
+            self.manifest = self._read_manifest()
+            for file in self.manifest.files:
+                self._open(file).close()
+        except BaseException:
+            self.directory.close()
+            raise
+
+    def _read_manifest(self) -> Manifest:
+        manifest = self._find_manifest()
+        if manifest is not None:
+            return manifest
+        there = commit.generations_in(self.directory)
+        if self._generation is not None:
+            raise CheckpointError(
+                f"{self.directory.path} has no generation {self._generation}; there are {there}"
+            )
+        kept = f"; generations {there} were kept" if there else ""
+        raise CheckpointError(
+            f"{self.directory.path} holds no checkpoint: there is no {manifests.NAME} in it{kept}"
+        )
+
+    def _find_manifest(self) -> Manifest | None:
+        if self._generation is None:
+            return commit.read_manifest(self.directory)
+        return commit.read_generation(self.directory, self._generation)
+
+    def close(self) -> None:
+        """Close the directory, and the files whose readers stopped halfway."""
+        try:
+            while self._being_read:
+                self._being_read.pop().close()
+        finally:
+            self.directory.close()
+
+    def place(self, file: FileEntry, offset: int) -> str:
+        """Return where a section lies, for messages."""
+        return f"{self.directory.place(file.name)}, offset {offset}"
+
+    def _open(self, file: FileEntry) -> InputFile:
+        """Open a data file, whose size must be exactly what the manifest says."""
+        try:
+            opened = self.directory.open(file.name)
+        except FileNotFoundError:
+            raise self._missing(file) from None
+        if opened.n_bytes != file.n_bytes:
+            opened.close()
+            raise CorruptCheckpointError(
+                f"{self.directory.place(file.name)} has {opened.n_bytes} bytes; the manifest says "
+                f"{file.n_bytes}"
+            )
+        return opened
+
+    def _missing(self, file: FileEntry) -> CheckpointError:
+        if self._find_manifest() != self.manifest:
+            return CheckpointError(
+                f"{self.directory.path} was replaced by another save while it was read: load it "
+                f"again"
+            )
+        return CorruptCheckpointError(
+            f"{self.directory.place(file.name)}, which the manifest names, is missing"
+        )
+
+    def blocks(self, file: FileEntry, columns: Columns) -> Iterator[tuple[int, Arrays]]:
+        """Yield offset and columns of each block; the file's last section is checked at the end."""
+        with self._open(file) as opened:
+            self._being_read.add(opened)
+            try:
+                yield from self._checked(file, opened, columns)
+            except GeneratorExit:
+                with suppress(CheckpointError):  # who stopped halfway is not there to be told
+                    opened.close()
+                raise
+            finally:
+                self._being_read.discard(opened)
+
+    def _checked(
+        self, file: FileEntry, opened: InputFile, columns: Columns
+    ) -> Iterator[tuple[int, Arrays]]:
+        offset, last = 0, len(file.sections) - 1
+        for i, section in enumerate(file.sections):
+            data = opened.read(offset, section.n_bytes)
+            crc = zlib.crc32(data, section_seed(file.name, offset))
+            if crc != section.crc:
+                raise CorruptCheckpointError(
+                    f"{self.place(file, offset)}: {section.n_bytes} bytes have the checksum "
+                    f"{crc:08x}; the manifest says {section.crc:08x}"
+                )
+            try:
+                if i == 0:
+                    check_header(data, columns)
+                elif i < last:
+                    yield offset, decode_block(data, section.n_rows, columns)
+            except LayoutError as error:
+                raise CorruptCheckpointError(f"{self.place(file, offset)}: {error}") from None
+            offset += section.n_bytes
+
+    def bytes_of(self, files: Iterable[FileEntry], columns: Columns) -> Iterator[NDArray[np.uint8]]:
+        """Yield the bytes of files of one column of bytes."""
+        for file in files:
+            for _, (column,) in self.blocks(file, columns):
+                yield column.reshape(-1)
+
+    def extra(self) -> dict[str, Any] | None:
+        """Return what was saved beside the tables."""
+        values, entries = self.manifest.values, self.manifest.arrays
+        if values is None:
+            return None
+        sizes = [extras.n_bytes_of(entry) for entry in entries]
+        files = self.manifest.files_of(None, "extra")
+        n_bytes = self.manifest.n_rows(None, "extra")
+        if sum(sizes) != n_bytes:
+            raise CorruptCheckpointError(
+                f"{self.directory.place(manifests.NAME)}: the arrays of extra take {sum(sizes)} "
+                f"bytes; their file has {n_bytes}"
+            )
+        chunks = list(extras.rechunk(self.bytes_of(files, EXTRA_COLUMNS), sizes))
+        found = dict(values)
+        try:
+            for entry, chunk in zip(entries, chunks, strict=True):
+                found[entry.name] = extras.array_of(entry, chunk)
+        except ValueError as error:
+            raise CorruptCheckpointError(f"{self.directory.path}: extra: {error}") from None
+        return found

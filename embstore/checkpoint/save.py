@@ -1,0 +1,199 @@
+"""save_tables: a checkpoint of several tables, as of one moment, whole or as a delta."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from embstore.checkpoint import commit
+from embstore.checkpoint.commit import History
+from embstore.checkpoint.fsio import Directory
+from embstore.checkpoint.manifest import Manifest
+from embstore.checkpoint.paths import Path, path_of
+from embstore.checkpoint.writer import Beside, DataWriter, Views
+from embstore.errors import ArgumentError, CheckpointError, EmbstoreWarning
+
+Cut = Callable[[bool], Views]
+
+
+class SaveReport(NamedTuple):
+    """What a save wrote.
+
+    Attributes
+    ----------
+    kind : str
+        "full" or "delta".
+    reason : str
+        Why a delta was not written though one was asked for; else "".
+    generation : int
+        The number of the save.
+    digest : str
+        The SHA-256 of the new manifest, in hexadecimal: the `base` of the next delta.
+    n_rows, n_deleted : int
+        Rows and removed keys written.
+    n_bytes : int
+        Bytes written, of data files and manifest.
+    n_deltas : int
+        Deltas on top of the last full save, this one included.
+    seconds : float
+    """
+
+    kind: str
+    reason: str
+    generation: int
+    digest: str
+    n_rows: int
+    n_deleted: int
+    n_bytes: int
+    n_deltas: int
+    seconds: float
+
+
+def save_tables(
+    path: Path,
+    cut: Views | Cut,
+    extra: Any = None,
+    store: Mapping[str, Any] | None = None,
+    *,
+    base: str | None = None,
+    max_deltas: int = 16,
+    keep_last: int = 1,
+) -> SaveReport:
+    """Write a checkpoint of tables into a directory, replacing the one that is there at the end.
+
+    The same content gives the same bytes, whatever the engine, its threads and its hash_seed.
+    With `base` a delta is written: what changed since the checkpoint there. A full one is written
+    instead if the checkpoint there is another, if it has `max_deltas` deltas already, or if these
+    take more bytes than the full one under them.
+
+    Parameters
+    ----------
+    path
+        A directory, made if need be.
+    cut
+        The tables by name, whole, to which nobody writes until this returns; or a function that is
+        called once, when all that can be known beforehand is known, with whether a delta will be
+        written, and returns them: as `DeltaView` for a delta.
+    extra
+        By name, JSON values (None, bools, ints, finite floats, strings, lists, dicts with string
+        keys) and numpy arrays of bools, ints and floats.
+    store
+        The parameters of the Store, as JSON; None for a table alone.
+    base
+        The digest of the checkpoint that changes are counted from; None for a full save.
+    max_deltas
+        Deltas that may lie on top of a full save.
+    keep_last
+        How many generations stay loadable, the new one included.
+
+    Returns
+    -------
+    SaveReport
+
+    Raises
+    ------
+    ArgumentTypeError
+        If `extra` holds something else; nothing was written.
+    CheckpointError
+        If another save to the directory is running, or the disk fails. The checkpoint before
+        remains; ``errno`` tells what the system said.
+    CorruptCheckpointError, CheckpointMismatchError
+        If the directory's manifest is damaged, foreign, or of a later version: it is left alone.
+        CheckpointMismatchError too if the tables of a delta are not those of its base.
+
+    Warns
+    -----
+    EmbstoreWarning
+        If rows have NaN or infinity; they are saved. If a kept generation cannot be read.
+    """
+    begin = time.perf_counter()
+    check_count("max_deltas", max_deltas, 0)
+    check_count("keep_last", keep_last, 1)
+    beside = Beside.of(extra, store)
+    take = cut if callable(cut) else _whole(cut, base)
+    with Directory(path_of(path), create=True) as directory, directory.locked():
+        history = commit.read_history(directory)
+        reason = _reason_for_full(history.manifest, base, max_deltas)
+        report = save_after(directory, history, take, beside, reason, keep_last)
+    return report._replace(seconds=time.perf_counter() - begin)
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise ArgumentError unless `value` is an integer of at least `least`."""
+    if type(value) is not int or value < least:
+        raise ArgumentError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _whole(tables: Views, base: str | None) -> Cut:
+    if base is not None:
+        raise ArgumentError("base is given, so that the tables must be a function of is_delta")
+    return lambda is_delta: tables
+
+
+def _reason_for_full(before: Manifest | None, base: str | None, max_deltas: int) -> str | None:
+    """Return why a full save is due, "" if that is what was asked for; None for a delta."""
+    if base is None:
+        return ""
+    if before is None:
+        return "no checkpoint there"
+    reasons = {
+        "the directory's checkpoint is not the base": before.digest != base,
+        "the base has no tables": not before.tables,
+        f"{before.n_deltas} deltas already": before.n_deltas >= max_deltas,
+        "deltas outgrew their base": before.layer_bytes(True) > before.layer_bytes(False),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def save_after(
+    directory: Directory,
+    history: History,
+    cut: Cut,
+    beside: Beside,
+    reason: str | None,
+    keep_last: int,
+) -> SaveReport:
+    """Write the generation after those of `history` into a locked directory.
+
+    It is a delta if no `reason` for a full save is given. The report has no seconds.
+    """
+    commit.remove_leftovers(directory, history)
+    save = DataWriter(
+        directory, history.next_generation, history.manifest if reason is None else None
+    )
+    try:
+        manifest = save.write(cut(save.is_delta), beside)
+        if keep_last > 1:
+            commit.keep_newest(directory, history)
+        signed = commit.prepare(directory, manifest)
+    except BaseException:
+        with suppress(CheckpointError):  # what remains is removed by the next save
+            commit.remove_leftovers(directory, history)
+        raise
+    commit.publish(directory)
+    commit.remove_replaced(directory, history, manifest, keep_last)
+    layers = [manifest.layers(index)[-1] for index in range(len(manifest.tables))]
+    for table, layer in zip(manifest.tables, layers, strict=True):
+        _warn_of_nonfinite(table.name, layer.n_nonfinite_rows)
+    return SaveReport(
+        kind="delta" if save.is_delta else "full",
+        reason=reason or "",
+        generation=save.generation,
+        digest=signed.manifest.digest,
+        n_rows=sum(layer.n_rows for layer in layers),
+        n_deleted=sum(layer.n_deleted for layer in layers),
+        n_bytes=save.n_bytes + len(signed.data),
+        n_deltas=manifest.n_deltas,
+        seconds=0.0,
+    )
+
+
+def _warn_of_nonfinite(name: str, n_rows: int) -> None:
+    if n_rows:
+        warnings.warn(
+            f"table {name!r}: {n_rows} of the saved rows have NaN or infinity; loading them must "
+            f"be allowed expressly",
+            EmbstoreWarning,
+            stacklevel=5,
+        )
