@@ -1,4 +1,4 @@
-"""The preloaded library of tests/cpp/fault_shim.c: how to build it, arm it, and read its journal."""
+"""The preloaded library tests/cpp/fault_shim.c: how to build it, arm it, and read its journal."""
 
 import ctypes
 import random

@@ -114,15 +114,12 @@ def test_kills_at_all_calls_of_a_save(host, tmp_path, how, kind, record):
 # ---- failing calls
 
 
-def fail_at(host, tmp_path, step, kind="full"):
-    """Fail every `step`-th call in each way; return the lines of the child."""
-    path = str(tmp_path / "disk" / "failing")
-    faults = [[at, "f", *error] for at in range(1, 130, step) for error in ERRORS]
-    faults += [[at, "s", 0, 0] for at in range(1, 130, step)] + [[1, "s", 0, 1]]
-    child = host.start({"do": "fail", "path": path, "kind": kind, "faults": faults})
-    lines = list(child.lines())
+def fail_at(host, tmp_path, every, kind="full"):
+    """Fail every so many calls in each way; return what the child says of each case."""
+    faults = [["f", *error] for error in ERRORS] + [["s", 0, 0]]
+    case = {"do": "fail", "path": str(tmp_path / "disk" / "failing"), "kind": kind}
+    lines = list(host.start({**case, "every": every, "faults": faults}).lines())
     assert [line for line in lines if not line.endswith("kept")] == []
-    assert len(lines) == len(faults)
     return lines
 
 
@@ -143,18 +140,18 @@ def test_each_call_of_a_save_fails(host, tmp_path, kind, record):
 # ---- power losses
 
 
-def losses(host, tmp_path, n_cases, seed, is_synced=True, kind="full"):
+def losses(host, tmp_path, n_cases, seed, unsynced=(), kind="full"):
     """Lose the power at random moments of some saves; return what was wrong, for each case."""
     EachCall(tmp_path / "disk", host, kind)  # makes the checkpoint that is there before
     path = tmp_path / "disk" / f"base-{kind}"
     case = {"do": "journal", "path": str(path), "n_keys": N_KEYS_EACH_CALL, "kind": kind}
-    case |= {"journal": str(tmp_path / "journal"), "n_saves": 4, "is_synced": is_synced}
+    case |= {"journal": str(tmp_path / "journal"), "n_saves": 4, "unsynced": unsynced}
     disk = fault_shim.Disk(path)
     (line,) = host.start(case).lines()
     assert line.startswith("calls")
     twin, found = Twin(N_KEYS_EACH_CALL), []
     journal = fault_shim.read_journal(tmp_path / "journal")
-    assert {operation.op for operation in journal} >= set("cwsdru!")
+    assert {operation.op for operation in journal} >= set("cwru!")
     for marks, _ in fault_shim.power_losses(disk, journal, tmp_path / "lost", n_cases, seed):
         steps = {word: BASE_STEP for word in ("begun", "done")}
         steps |= {mark.split()[0]: int(mark.split()[1]) for mark in marks}
@@ -167,9 +164,10 @@ def test_power_losses(host, tmp_path):
     assert losses(host, tmp_path, 60, seed=0) == [None] * 60
 
 
-def test_a_save_that_does_not_sync_is_caught_by_the_model(host, tmp_path):
-    found = losses(host, tmp_path, 60, seed=0, is_synced=False)
-    assert 20 < sum(fault is not None for fault in found)
+@pytest.mark.parametrize("unsynced", ["files", "directories"])
+def test_a_save_that_does_not_sync_is_caught_by_the_model(host, tmp_path, unsynced):
+    found = losses(host, tmp_path, 60, seed=0, unsynced=[unsynced])
+    assert sum(fault is not None for fault in found) > 20
 
 
 @pytest.mark.torture

@@ -3,7 +3,6 @@
 import os
 from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np  # noqa: F401  (the host imports what its children need)
 
@@ -11,17 +10,7 @@ import embstore as es
 from embstore.cli._torture_host import Case, say, serve
 from embstore.cli._torture_program import new_store, torn, train
 from embstore.cli._torture_saves import save
-from embstore.cli._torture_seam import READING, Seam, die_before, die_halfway
-
-
-class Deadly(Protocol):
-    """Kills the process at some call to the system, while it is entered."""
-
-    n_calls: int
-
-    def __enter__(self) -> object: ...
-    def __exit__(self, *exc: object) -> object: ...
-
+from embstore.cli._torture_seam import READING, Counter, Seam, die_before, die_halfway
 
 ACTS = {"before": die_before, "halfway": die_halfway}
 
@@ -59,7 +48,7 @@ def loop(case: Case) -> None:
         say(f"done {k}")
 
 
-def once(case: Case, deadly: Deadly | None = None) -> None:
+def once(case: Case, deadly: Counter | None = None) -> None:
     """Train one step and save; die at the call `at` of the save. Else tell how many there were."""
     store, step = loaded(case)
     train(store, step + 1, case["n_keys"])

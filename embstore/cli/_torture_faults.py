@@ -13,7 +13,7 @@ from embstore.cli._torture_kills import leftovers
 from embstore.cli._torture_program import digest, new_store, train
 from embstore.cli._torture_report import Tally
 from embstore.cli._torture_saves import save
-from embstore.cli._torture_seam import Seam, fail, write_short
+from embstore.cli._torture_seam import Counter, Seam, fail, write_short
 
 N_KEYS = 60
 
@@ -45,11 +45,11 @@ class FailingDisk:
         train(self._store, self._step, N_KEYS)
         return self._step
 
-    def n_calls(self) -> int:
+    def n_calls(self, counter: Counter) -> int:
         """Return how many calls a save makes that replaces another."""
-        with Seam() as seam:
+        with counter:
             save(self._store, self.path, self.train(), self._kind)
-        return seam.n_calls
+        return counter.n_calls
 
     def fault_of(self, disk: AbstractContextManager[object]) -> tuple[bool, str | None]:
         """Save while the disk fails; return whether that raised, and which promise was broken."""
@@ -95,7 +95,7 @@ class FailingDisk:
         int
             How many cases there are.
         """
-        places = range(1, self.n_calls() + 1)
+        places = range(1, self.n_calls(Seam()) + 1)
         cases = [(at, fault) for at in places for fault in FAULTS]
         random.Random(seed).shuffle(cases)
         for at, (name, error, is_sticky) in cases:

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from embstore.checkpoint import fsio
 
@@ -12,6 +12,15 @@ READING = frozenset({"pread", "fstat", "listdir"})
 
 Call = Callable[..., Any]
 Act = Callable[[str, Call, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Counter(Protocol):
+    """Counts calls to the system while it is entered, and may do something at one of them."""
+
+    n_calls: int
+
+    def __enter__(self) -> object: ...
+    def __exit__(self, *exc: object) -> object: ...
 
 
 class Seam:
