@@ -228,7 +228,7 @@ def difference(path):
     """
     try:
         expected = independent_reader.read(path)
-    except (ValueError, OSError, KeyError, TypeError, pa.ArrowException):
+    except (ValueError, OSError, LookupError, TypeError, pa.ArrowException):
         return None
     with checkpoint.load_tables(path) as loaded:
         if sorted(loaded.tables) != sorted(expected["tables"]):
