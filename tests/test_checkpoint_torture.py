@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import random
+import threading
 import warnings
 
 import checkpoint_kit as kit
@@ -26,6 +27,8 @@ pytestmark = pytest.mark.torture
 N_KILLS = 1000
 N_FLIPS = 100_000
 N_FAILED_SAVES = 10_000
+N_SAVES = 200
+N_UPDATES = 10_000_000
 
 
 @pytest.fixture
@@ -63,6 +66,58 @@ def test_a_kill_at_each_call(tmp_path, host, record, kind, how):
     n_calls = EachCall(tmp_path, host, kind).run(tally, how, seed=0)
     assert tally.failures == []
     assert n_calls > 100
+
+
+# ---- R3
+
+
+def test_saves_beside_training_and_reading_threads(tmp_path, record, quick_disk):
+    """Two tables are trained in turn, so that momentum is the step in every row of a table."""
+    saves = record("R3", "saves beside one training and six reading threads", "saves")
+    updates = record("R3", "rows trained meanwhile, none of them torn", "updates")
+    names, keys = ("a", "b"), np.arange(2000)
+    optimizer, is_over, step = es.SGD(2.0**-12, momentum=0.5), threading.Event(), 0
+    with es.Store([es.Table(4, optimizer=optimizer, name=name) for name in names]) as store:
+        store.find_or_insert_many(dict.fromkeys(names, keys), step=0)
+
+        def write():
+            nonlocal step
+            while not is_over.is_set():
+                step += 1
+                grads = np.full((2000, 4), step - 0.5 * (step - 1), np.float32)
+                both = dict.fromkeys(names, grads)
+                store.apply_gradients_many(dict.fromkeys(names, keys), both, step=step)
+
+        def read():
+            while not is_over.is_set():
+                store.find_many(dict.fromkeys(names, keys))
+
+        threads = [threading.Thread(target=target) for target in (write, *[read] * 6)]
+        for thread in threads:
+            thread.start()
+        try:
+            while saves.n_cases < N_SAVES or 2 * len(keys) * step < N_UPDATES:
+                store.save(tmp_path)
+                steps = [step_of_rows(tmp_path, name) for name in names]
+                assert steps[0] - steps[1] in (0, 1)
+                saves.passed()
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join()
+    updates.passed(2 * len(keys) * step)
+
+
+def step_of_rows(path, name):
+    """Return the one step of which all rows of a table are."""
+    with checkpoint.load_tables(path, [name]) as loaded:
+        table = loaded.tables[name]
+        rows = list(table.rows())
+        steps = {*np.concatenate([block.step for block in rows]).tolist()}
+        slots = {*np.concatenate([block.slots for block in rows]).ravel().tolist()}
+        assert sum(map(len, rows)) == 2000
+        assert steps == slots == {table.state["step"]}
+        return steps.pop()
 
 
 # ---- R4

@@ -1,7 +1,6 @@
 """The command ``embstore``: one file per command, imported when it runs.
 
-Exit codes: 0 done, 1 a check failed (`verify`, `demo`, `torture`), 2 the input is wrong, 130
-interrupted.
+Exit codes: 0 done, 1 a check failed (`verify`, `demo`), 2 the input is wrong, 130 interrupted.
 """
 
 import argparse
@@ -16,9 +15,9 @@ from embstore.errors import EmbstoreError
 COMMANDS = {
     "train": "train a DeepFM on Parquet data with its embeddings in the store",
     "demo": "make a click log, train on it, evict, save, reload in a new process and compare",
+    "torture": "kill, damage and starve saves on this disk, and count what was lost",
     "info": "print what a checkpoint holds",
     "verify": "read a checkpoint whole and check every block",
-    "torture": "kill, damage and starve saves on this disk, and count what was lost",
 }
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]

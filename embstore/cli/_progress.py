@@ -1,6 +1,7 @@
-"""The progress bar of a command: of a pass, rows and the area under the curve so far."""
+"""The progress bar of a pass: rows, rows per second, and the area under the curve so far."""
 
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -10,14 +11,7 @@ from embstore.cli._metrics import RunningAuc
 class Progress:
     """A bar on standard error; nothing where tqdm is absent or the bar is not wanted."""
 
-    def __init__(
-        self,
-        title: str,
-        total: float,
-        n_done: int = 0,
-        is_shown: bool = True,
-        unit: str = " rows",
-    ) -> None:
+    def __init__(self, title: str, n_rows: int, n_done: int = 0, is_shown: bool = True) -> None:
         self._bar: Any = None
         if not is_shown:
             return
@@ -30,13 +24,8 @@ class Progress:
             )
             return
         self._bar = tqdm(
-            desc=title, total=total, initial=n_done, unit=unit, unit_scale=True, mininterval=0.5
+            desc=title, total=n_rows, initial=n_done, unit=" rows", unit_scale=True, mininterval=0.5
         )
-
-    def advance(self, amount: float, text: str) -> None:
-        """Move on, and say what has been done."""
-        if self._bar is not None and self._bar.update(amount):
-            self._bar.set_postfix_str(text)
 
     def on_batch(self, n_rows: int, area: RunningAuc) -> None:
         """Move on by a batch."""
@@ -44,6 +33,42 @@ class Progress:
             self._bar.set_postfix_str(f"AUC {area.value:.4f}")
 
     def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Countdown:
+    """A bar of the seconds that a command is to take, and what it has done; as `Progress`."""
+
+    def __init__(self, title: str, seconds: float, is_shown: bool) -> None:
+        self._bar: Any = None
+        self._seconds = seconds
+        self._begin = time.monotonic()
+        if not (is_shown and sys.stderr.isatty()):
+            return
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} of {total} s{postfix}"
+        self._bar = tqdm(desc=title, total=round(seconds), bar_format=form, mininterval=0.5)
+
+    def show(self, what: str) -> None:
+        """Say what has been done by now."""
+        if self._bar is not None:
+            elapsed = min(self._seconds, time.monotonic() - self._begin)
+            if self._bar.update(elapsed - self._bar.n):
+                self._bar.set_postfix_str(what)
+
+    def __enter__(self) -> "Countdown":
         return self
 
     def __exit__(

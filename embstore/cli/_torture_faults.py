@@ -76,16 +76,26 @@ class FailingDisk:
             return f"{n_open - n_fds} files were left open"
         if digest(self._store) != after:
             return "the store is not as it was"
-        found = digest(es.Store.load(self.path))
+        found, fault = self._found()
+        if fault is not None:
+            return fault
         if not is_failed and found != after:
             return "save returned, and the checkpoint is not what was saved"
         if found not in (before, after):
             return "the checkpoint is neither the one before nor the new one"
         step = self.train()
         save(self._store, self.path, step, self._kind)
-        if digest(es.Store.load(self.path)) != digest(self._store):
-            return "the save after it is not what was saved"
-        return leftovers(self.path)
+        found, fault = self._found()
+        if fault is None and found != digest(self._store):
+            fault = "the save after it is not what was saved"
+        return fault or leftovers(self.path)
+
+    def _found(self) -> tuple[str, str | None]:
+        """Return the digest of what is there, or why it cannot be loaded."""
+        try:
+            return digest(es.Store.load(self.path)), None
+        except es.CheckpointError as error:
+            return "", f"the checkpoint does not load: {error}"
 
     def run(self, tally: Tally, seed: int) -> int:
         """Let each call fail in each way, in random order, until the time is over.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from embstore.cli import _torture_model
 from embstore.cli._options import integer, number
-from embstore.cli._progress import Progress
+from embstore.cli._progress import Countdown
 from embstore.cli._torture_damage import Damage
 from embstore.cli._torture_faults import FailingDisk
 from embstore.cli._torture_host import Host
@@ -20,7 +20,7 @@ from embstore.cli._torture_kills import EachCall, RandomKills
 from embstore.cli._torture_report import Tally, failures_shown, shown
 from embstore.cli._torture_saves import KINDS
 
-QUICK_MINUTES = 0.1
+QUICK_MINUTES = 0.06
 
 KILLED = "a kill loses nothing that was saved"
 DAMAGED = "damage is detected"
@@ -80,15 +80,11 @@ class Torture:
         self.tallies: list[Tally] = []
         self.folder, self._seed, self._n_kills = folder, seed, n_kills
         self._end = time.monotonic() + seconds
-        self._seconds = seconds
-        self._is_shown = is_shown
-        self._progress: Progress | None = None
-        self._told = 0.0
+        self._countdown = Countdown("torture", seconds, is_shown)
 
     def run(self) -> None:
         """Run the tests, one after another."""
-        with Progress("torture", self._seconds, is_shown=self._is_shown, unit=" s") as progress:
-            self._progress = progress
+        with self._countdown:
             self._damage()
             self._model()
             self._faults()
@@ -110,10 +106,7 @@ class Torture:
             yield tally
 
     def _on_case(self, tally: Tally) -> None:
-        if self._progress is not None:
-            now = min(self._seconds, time.monotonic() - self._end + self._seconds)
-            self._progress.advance(now - self._told, f"{tally.n_cases} {tally.unit}")
-            self._told = now
+        self._countdown.show(f"{tally.n_cases} {tally.unit}")
 
     def _damage(self) -> None:
         damage = Damage(self.folder)
