@@ -14,6 +14,7 @@ from embstore.checkpoint.manifest import VERSION, Manifest
 from embstore.checkpoint.partition import N_PARTITIONS, partition_of
 from embstore.checkpoint.paths import Path, path_of
 from embstore.checkpoint.reader import LoadedCheckpoint, LoadedTable, load_tables
+from embstore.checkpoint.signing import checked_key
 from embstore.errors import CorruptCheckpointError
 
 
@@ -28,12 +29,14 @@ class VerifyReport(NamedTuple):
     seconds: float
 
 
-def inspect(path: Path, generation: int | None = None) -> dict[str, Any]:
+def inspect(
+    path: Path, generation: int | None = None, hmac_key: bytes | None = None
+) -> dict[str, Any]:
     """Return what the manifest of a checkpoint says, as a dict for JSON; no data is read.
 
     Parameters
     ----------
-    path, generation
+    path, generation, hmac_key
         As for `load_tables`.
 
     Returns
@@ -50,7 +53,7 @@ def inspect(path: Path, generation: int | None = None) -> dict[str, Any]:
     CheckpointError, CorruptCheckpointError, CheckpointMismatchError
         As `load_tables`.
     """
-    files = CheckpointFiles(path_of(path), generation)
+    files = CheckpointFiles(path_of(path), generation, checked_key(hmac_key))
     try:
         manifest, kept = files.manifest, commit.generations_in(files.directory)
     finally:
@@ -111,12 +114,14 @@ def _table(manifest: Manifest, index: int) -> dict[str, Any]:
     }
 
 
-def verify(path: Path, generation: int | None = None) -> VerifyReport:
+def verify(
+    path: Path, generation: int | None = None, hmac_key: bytes | None = None
+) -> VerifyReport:
     """Read a checkpoint whole, check every byte of every layer, and that no candidate has a row.
 
     Parameters
     ----------
-    path, generation
+    path, generation, hmac_key
         As for `load_tables`.
 
     Raises
@@ -125,7 +130,7 @@ def verify(path: Path, generation: int | None = None) -> VerifyReport:
         As `load_tables`.
     """
     begin = time.perf_counter()
-    with load_tables(path, generation=generation) as loaded:
+    with load_tables(path, generation=generation, hmac_key=hmac_key) as loaded:
         for table in loaded.tables.values():
             _read(table, loaded)
         files = loaded.manifest.files

@@ -38,7 +38,7 @@ def kept_name(generation: int) -> str:
     return f"g{generation:08d}-manifest.json"
 
 
-class Signed(NamedTuple):
+class Stored(NamedTuple):
     """A manifest and the bytes that it was read from."""
 
     manifest: Manifest
@@ -53,7 +53,7 @@ class History:
     nobody knows which files they name.
     """
 
-    newest: Signed | None
+    newest: Stored | None
     kept: dict[int, Manifest] = field(default_factory=dict)
     unreadable: tuple[int, ...] = ()
 
@@ -78,21 +78,23 @@ class History:
 # ---- reading
 
 
-def read_manifest(directory: Directory) -> Manifest | None:
+def read_manifest(directory: Directory, hmac_key: bytes | None = None) -> Manifest | None:
     """Return the manifest of the checkpoint in `directory`; None if there is none."""
-    signed = _read(directory, manifests.NAME)
-    return None if signed is None else signed.manifest
+    stored = _read(directory, manifests.NAME, hmac_key)
+    return None if stored is None else stored.manifest
 
 
-def read_generation(directory: Directory, generation: int) -> Manifest | None:
+def read_generation(
+    directory: Directory, generation: int, hmac_key: bytes | None = None
+) -> Manifest | None:
     """Return the manifest of the newest generation or of one that was kept; None if not there."""
     try:
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory, hmac_key)
     except (CorruptCheckpointError, CheckpointMismatchError):
         manifest = None  # an older one may be what is wanted for that very reason
     if manifest is not None and manifest.generation == generation:
         return manifest
-    return _read_kept(directory, generation)
+    return _read_kept(directory, generation, hmac_key)
 
 
 def generations_in(directory: Directory) -> list[int]:
@@ -118,7 +120,7 @@ def kept_generations(directory: Directory) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def _read(directory: Directory, name: str) -> Signed | None:
+def _read(directory: Directory, name: str, hmac_key: bytes | None = None) -> Stored | None:
     place = directory.place(name)
     try:
         file = directory.open(name)
@@ -130,17 +132,19 @@ def _read(directory: Directory, name: str) -> Signed | None:
                 f"{place} has {file.n_bytes} bytes; a manifest has at most {manifests.MAX_BYTES}"
             )
         data = file.read(0, file.n_bytes)
-    return Signed(manifests.decode(data, place), data)
+    return Stored(manifests.decode(data, place, hmac_key), data)
 
 
-def _read_kept(directory: Directory, generation: int) -> Manifest | None:
-    signed = _read(directory, kept_name(generation))
-    if signed is None:
+def _read_kept(
+    directory: Directory, generation: int, hmac_key: bytes | None = None
+) -> Manifest | None:
+    stored = _read(directory, kept_name(generation), hmac_key)
+    if stored is None:
         return None
-    if signed.manifest.generation != generation:
+    if stored.manifest.generation != generation:
         place = directory.place(kept_name(generation))
-        raise CorruptCheckpointError(f"{place} is of generation {signed.manifest.generation}")
-    return signed.manifest
+        raise CorruptCheckpointError(f"{place} is of generation {stored.manifest.generation}")
+    return stored.manifest
 
 
 def read_history(directory: Directory) -> History:
@@ -183,21 +187,21 @@ def keep_newest(directory: Directory, history: History) -> None:
         file.sync()
 
 
-def prepare(directory: Directory, manifest: Manifest) -> Signed:
+def prepare(directory: Directory, manifest: Manifest, hmac_key: bytes | None) -> Stored:
     """Write the manifest, durable data files being there, under its temporary name."""
     place = directory.place(manifests.NAME)
-    data = manifests.encode(manifest)
+    data = manifests.encode(manifest, hmac_key)
     if len(data) > manifests.MAX_BYTES:
         raise CheckpointError(
             f"{place} would have {len(data)} bytes; a manifest has at most {manifests.MAX_BYTES}: "
             f"give large parts of extra as numpy arrays"
         )
-    signed = Signed(manifests.decode(data, place), data)
+    stored = Stored(manifests.decode(data, place, hmac_key), data)
     with directory.create(manifests.TEMPORARY_NAME) as file:
         file.write(memoryview(data))
         file.sync()
     directory.sync()
-    return signed
+    return stored
 
 
 def publish(directory: Directory) -> None:

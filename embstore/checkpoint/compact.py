@@ -22,11 +22,11 @@ from embstore.checkpoint.manifest import Manifest
 from embstore.checkpoint.partition import N_PARTITIONS, partition_of, partition_slice
 from embstore.checkpoint.paths import Path, path_of
 from embstore.checkpoint.reader import LoadedCheckpoint, LoadedTable, load_tables
-from embstore.checkpoint.save import SaveReport, check_count, save_after
+from embstore.checkpoint.save import SaveOptions, SaveReport, save_after
 from embstore.checkpoint.writer import Beside
 
 
-def compact(path: Path, keep_last: int = 1) -> SaveReport:
+def compact(path: Path, keep_last: int = 1, hmac_key: bytes | None = None) -> SaveReport:
     """Write the chain of deltas in a directory anew as a full checkpoint, the next generation.
 
     Its data files hold the bytes that a full save at that moment would have written, checksums and
@@ -40,6 +40,8 @@ def compact(path: Path, keep_last: int = 1) -> SaveReport:
         The directory.
     keep_last
         How many generations stay loadable, the new one included.
+    hmac_key
+        The key that the chain must be signed with; the new checkpoint is signed with it too.
 
     Returns
     -------
@@ -52,15 +54,18 @@ def compact(path: Path, keep_last: int = 1) -> SaveReport:
         As `load_tables` and `save_tables`; the chain remains.
     """
     begin = time.perf_counter()
-    check_count("keep_last", keep_last, 1)
-    place = path_of(path)
-    with Directory(place) as directory, directory.locked(), load_tables(place) as loaded:
+    options = SaveOptions.of(keep_last, hmac_key)
+    with (
+        Directory(path_of(path)) as directory,
+        directory.locked(),
+        load_tables(path, hmac_key=hmac_key) as loaded,
+    ):
         history = commit.read_history(directory)
         if not loaded.manifest.n_deltas:
             return _untouched(loaded.manifest, time.perf_counter() - begin)
         beside = Beside.of(loaded.extra, loaded.store)
         report = save_after(
-            directory, history, lambda is_delta: _views(loaded), beside, "", keep_last
+            directory, history, lambda is_delta: _views(loaded), beside, "", options
         )
     return report._replace(seconds=time.perf_counter() - begin)
 

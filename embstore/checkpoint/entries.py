@@ -49,7 +49,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A data file. `table` is None for extra; partitions are those its keys may have."""
+    """A data file. `table` is None for extra; partitions are those its keys may have.
+
+    `sha256` is of all its bytes, in hexadecimal, where the manifest is signed.
+    """
 
     name: str
     kind: str
@@ -58,6 +61,7 @@ class FileEntry:
     last: int
     sections: tuple[Section, ...]
     layer: int = 0
+    sha256: str | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -213,7 +217,7 @@ def _layer_of(value: object) -> Layer:
 
 
 def file_member(file: FileEntry) -> dict[str, Any]:
-    """Return what the manifest says of a data file; a layer of 0 is left out."""
+    """Return what the manifest says of a data file; a layer of 0 and no SHA-256 are left out."""
     return {
         "name": file.name,
         "kind": file.kind,
@@ -223,6 +227,7 @@ def file_member(file: FileEntry) -> dict[str, Any]:
         "rows": file.n_rows,
         "bytes": file.n_bytes,
         "sections": [[s.n_bytes, s.n_rows, f"{s.crc:08x}"] for s in file.sections],
+        **({"sha256": file.sha256} if file.sha256 is not None else {}),
     }
 
 
@@ -235,6 +240,8 @@ def file_of(value: object, tables: tuple[TableEntry, ...]) -> FileEntry:
         table = fields.integer(member, "table", 0, len(tables) - 1)
     if kind in LAYER_KINDS and table is not None:
         n_layers = max(1, len(tables[table].layers))
+        if kind == "deleted" and n_layers == 1:
+            raise FieldError(f"table {table} has deleted keys and no layers")
     first, last = fields.items(member.get("partitions"), 2, "partitions")
     bounds = {"first": first, "last": last}
     file = FileEntry(
@@ -245,6 +252,7 @@ def file_of(value: object, tables: tuple[TableEntry, ...]) -> FileEntry:
         last=fields.integer(bounds, "last", first, 255),
         sections=tuple(fields.section(section) for section in fields.array(member, "sections")),
         layer=fields.integer({"layer": 0, **member}, "layer", int(kind == "deleted"), n_layers - 1),
+        sha256=fields.sha256(member) if "sha256" in member else None,
     )
     _check_sections(file, member)
     return file

@@ -12,6 +12,7 @@ MAX_SECTION_BYTES = 1 << 26
 
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}\.arrow", re.ASCII)
 CRC = re.compile(r"[0-9a-f]{8}", re.ASCII)
+SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 HEX_FLOAT = re.compile(r"0x[01](\.[0-9a-f]+)?p[+-][0-9]+", re.ASCII)
 EXTRA_DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -99,6 +100,14 @@ def file_name(member: Mapping[str, Any]) -> str:
             f"the file name {_shown(name)} is not made of a-z, 0-9 and '-', ending in .arrow"
         )
     return name
+
+
+def sha256(member: Mapping[str, Any]) -> str:
+    """Return the member that is the SHA-256 of a file."""
+    digest = text(member, "sha256")
+    if not SHA256.fullmatch(digest):
+        raise FieldError(f"sha256 is {_shown(digest)}; expected 64 hexadecimal digits")
+    return digest
 
 
 def section(value: object) -> Section:

@@ -22,14 +22,18 @@ from embstore.checkpoint.entries import FileEntry
 from embstore.checkpoint.fsio import Directory, InputFile
 from embstore.checkpoint.layout import EXTRA_COLUMNS, Columns
 from embstore.checkpoint.manifest import Manifest
+from embstore.checkpoint.signing import sha256_of
 from embstore.errors import CheckpointError, CorruptCheckpointError
 
 
 class CheckpointFiles:
     """An open checkpoint: its directory, its manifest, and its data files as checked blocks."""
 
-    def __init__(self, path: str, generation: int | None = None) -> None:
+    def __init__(
+        self, path: str, generation: int | None = None, hmac_key: bytes | None = None
+    ) -> None:
         self._generation = generation
+        self._hmac_key = hmac_key
         self.directory = Directory(path)
         self._being_read: set[InputFile] = set()
         try:
@@ -56,8 +60,8 @@ class CheckpointFiles:
 
     def _find_manifest(self) -> Manifest | None:
         if self._generation is None:
-            return commit.read_manifest(self.directory)
-        return commit.read_generation(self.directory, self._generation)
+            return commit.read_manifest(self.directory, self._hmac_key)
+        return commit.read_generation(self.directory, self._generation, self._hmac_key)
 
     def close(self) -> None:
         """Close the directory, and the files whose readers stopped halfway."""
@@ -100,6 +104,7 @@ class CheckpointFiles:
         with self._open(file) as opened:
             self._being_read.add(opened)
             try:
+                self._check_hash(file, opened)
                 yield from self._checked(file, opened, columns)
             except GeneratorExit:
                 with suppress(CheckpointError):  # who stopped halfway is not there to be told
@@ -107,6 +112,13 @@ class CheckpointFiles:
                 raise
             finally:
                 self._being_read.discard(opened)
+
+    def _check_hash(self, file: FileEntry, opened: InputFile) -> None:
+        """Raise if the file is not the one that was signed; checksums can be made right."""
+        if self._hmac_key is not None and sha256_of(opened) != file.sha256:
+            raise CorruptCheckpointError(
+                f"{self.directory.place(file.name)} has not the SHA-256 that was signed"
+            )
 
     def _checked(
         self, file: FileEntry, opened: InputFile, columns: Columns

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from embstore.checkpoint import entries, fields
+from embstore.checkpoint import entries, fields, signing
 from embstore.checkpoint.entries import ArrayEntry, FileEntry, Layer, TableEntry
 from embstore.checkpoint.fields import FieldError
 from embstore.errors import CheckpointMismatchError, CorruptCheckpointError
@@ -88,8 +88,8 @@ class Manifest:
         )
 
 
-def encode(manifest: Manifest) -> bytes:
-    """Return the bytes of a manifest, one line for each table and file."""
+def encode(manifest: Manifest, hmac_key: bytes | None = None) -> bytes:
+    """Return the bytes of a manifest, one line for each table and file; signed if given a key."""
     members = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -106,6 +106,8 @@ def encode(manifest: Manifest) -> bytes:
     files = [_json(entries.file_member(file)) for file in manifest.files]
     lines += [f'"tables":[\n{_lines(tables)}]', f'"files":[\n{_lines(files)}]']
     body = ("{\n" + ",\n".join(lines)).encode()
+    if hmac_key is not None:
+        body += signing.member_of(body, hmac_key)
     return body + DIGEST_MEMBER + hashlib.sha256(body).hexdigest().encode() + END
 
 
@@ -129,8 +131,10 @@ def _extra_member(manifest: Manifest) -> dict[str, Any] | None:
     return {"values": manifest.values, "arrays": arrays}
 
 
-def decode(data: bytes, place: str) -> Manifest:
+def decode(data: bytes, place: str, hmac_key: bytes | None = None) -> Manifest:
     """Return the manifest with these bytes; `place` stands in messages.
+
+    With a key it must be signed, and without one a signature is passed over.
 
     Raises
     ------
@@ -145,15 +149,32 @@ def decode(data: bytes, place: str) -> Manifest:
             f"{place}: its {len(data)} bytes do not have the SHA-256 that stands at their end: it "
             f"is damaged, cut off, or no manifest of embstore"
         )
+    if hmac_key is not None and not is_signed(data, hmac_key):
+        raise CorruptCheckpointError(
+            f"{place} is not signed with the key given: its hmac_sha256 is missing or wrong"
+        )
     try:
         document = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{place} is not JSON: {error}") from None
     try:
         _check_version(document, place)
-        return replace(_manifest(document), digest=digest)
+        manifest = replace(_manifest(document), digest=digest)
+        _check_hashes(manifest, is_due=hmac_key is not None)
     except FieldError as error:
         raise CorruptCheckpointError(f"{place}: {error}") from None
+    return manifest
+
+
+def is_signed(data: bytes, hmac_key: bytes) -> bool:
+    """Return whether the manifest with these bytes is signed with a key."""
+    return signing.is_signed(data[:-TAIL_BYTES], hmac_key)
+
+
+def _check_hashes(manifest: Manifest, is_due: bool) -> None:
+    unhashed = [file.name for file in manifest.files if file.sha256 is None]
+    if is_due and unhashed:
+        raise FieldError(f"it is signed, and has no sha256 of {unhashed[0]}")
 
 
 def _refuse_constant(name: str) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from embstore.checkpoint import commit
 from embstore.checkpoint import extra as extras
 from embstore.checkpoint.blocks import Arrays
-from embstore.checkpoint.checks import CandidateCheck, RowCheck
+from embstore.checkpoint.checks import STEP_SPAN, CandidateCheck, RowCheck
 from embstore.checkpoint.content import CandidateBlock, RowBlock, TableSink
 from embstore.checkpoint.entries import FileEntry, Layer
 from embstore.checkpoint.files import CheckpointFiles
@@ -19,6 +19,7 @@ from embstore.checkpoint.manifest import Manifest
 from embstore.checkpoint.merge import MergeError, merged
 from embstore.checkpoint.partition import N_PARTITIONS, OrderCheck, partition_slice
 from embstore.checkpoint.paths import Path, path_of
+from embstore.checkpoint.signing import checked_key
 from embstore.errors import ArgumentError, CheckpointMismatchError, CorruptCheckpointError
 
 
@@ -138,7 +139,8 @@ class LoadedTable:
         layers = range(len(self.layers))
         rows = [self._layer_rows(layer, first, last) for layer in layers]
         deleted = [self._deleted(layer, first, last) for layer in layers]
-        low, high = int(self.state["step_base"]), int(self.state["step"])
+        low = int(self.state["step_base"])
+        high = min(int(self.state["step"]), low + STEP_SPAN - 1)
         n_merged = 0
         try:
             for block in merged(rows, deleted):
@@ -306,6 +308,7 @@ def load_tables(
     names: Iterable[str] | None = None,
     verify: str = "full",
     generation: int | None = None,
+    hmac_key: bytes | None = None,
 ) -> LoadedCheckpoint:
     """Open a checkpoint; its tables are read by `LoadedTable.restore`.
 
@@ -322,13 +325,16 @@ def load_tables(
         "full": all that is loaded is read and checked.
     generation
         An older generation that was kept; the newest by default.
+    hmac_key
+        The key that the checkpoint must be signed with; by default signatures are passed over.
 
     Raises
     ------
     CheckpointError
         If there is no checkpoint, or not that generation, or the disk fails.
     CorruptCheckpointError
-        If a byte is not what was saved; the message names file and offset.
+        If a byte is not what was saved; the message names file and offset. If there is a key, and
+        the checkpoint is not signed with it.
     CheckpointMismatchError
         If it needs a later version, or has no table of a name.
     """
@@ -337,7 +343,7 @@ def load_tables(
             f'verify={verify!r} is not offered: verify must be "full" (reading blocks lazily will '
             f"come with serving)"
         )
-    files = CheckpointFiles(path_of(path), generation)
+    files = CheckpointFiles(path_of(path), generation, checked_key(hmac_key))
     try:
         return LoadedCheckpoint(files, names)
     except BaseException:

@@ -4,13 +4,14 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from embstore.checkpoint import commit
-from embstore.checkpoint.commit import History
+from embstore.checkpoint.commit import History, Stored
 from embstore.checkpoint.fsio import Directory
-from embstore.checkpoint.manifest import Manifest
+from embstore.checkpoint.manifest import is_signed
 from embstore.checkpoint.paths import Path, path_of
+from embstore.checkpoint.signing import checked_key
 from embstore.checkpoint.writer import Beside, DataWriter, Views
 from embstore.errors import ArgumentError, CheckpointError, EmbstoreWarning
 
@@ -50,6 +51,18 @@ class SaveReport(NamedTuple):
     seconds: float
 
 
+class SaveOptions(NamedTuple):
+    """How a checkpoint is written, full or not."""
+
+    keep_last: int
+    hmac_key: bytes | None
+
+    @classmethod
+    def of(cls, keep_last: object, hmac_key: object) -> Self:
+        """Return what a caller gives; raise ArgumentError if it cannot be."""
+        return cls(check_count("keep_last", keep_last, 1), checked_key(hmac_key))
+
+
 def save_tables(
     path: Path,
     cut: Views | Cut,
@@ -59,6 +72,7 @@ def save_tables(
     base: str | None = None,
     max_deltas: int = 16,
     keep_last: int = 1,
+    hmac_key: bytes | None = None,
 ) -> SaveReport:
     """Write a checkpoint of tables into a directory, replacing the one that is there at the end.
 
@@ -86,6 +100,9 @@ def save_tables(
         Deltas that may lie on top of a full save.
     keep_last
         How many generations stay loadable, the new one included.
+    hmac_key
+        A secret to sign the checkpoint with, so that whoever loads it with the key knows it to be
+        of someone who has it. A delta is then written only to what is signed with the same key.
 
     Returns
     -------
@@ -109,20 +126,21 @@ def save_tables(
     """
     begin = time.perf_counter()
     check_count("max_deltas", max_deltas, 0)
-    check_count("keep_last", keep_last, 1)
+    options = SaveOptions.of(keep_last, hmac_key)
     beside = Beside.of(extra, store)
     take = cut if callable(cut) else _whole(cut, base)
     with Directory(path_of(path), create=True) as directory, directory.locked():
         history = commit.read_history(directory)
-        reason = _reason_for_full(history.manifest, base, max_deltas)
-        report = save_after(directory, history, take, beside, reason, keep_last)
+        reason = _reason_for_full(history.newest, base, max_deltas, options)
+        report = save_after(directory, history, take, beside, reason, options)
     return report._replace(seconds=time.perf_counter() - begin)
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """Raise ArgumentError unless `value` is an integer of at least `least`."""
-    if type(value) is not int or value < least:
+def check_count(name: str, value: object, least: int) -> int:
+    """Return `value`, which must be an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ArgumentError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return value
 
 
 def _whole(tables: Views, base: str | None) -> Cut:
@@ -131,14 +149,18 @@ def _whole(tables: Views, base: str | None) -> Cut:
     return lambda is_delta: tables
 
 
-def _reason_for_full(before: Manifest | None, base: str | None, max_deltas: int) -> str | None:
+def _reason_for_full(
+    newest: Stored | None, base: str | None, max_deltas: int, options: SaveOptions
+) -> str | None:
     """Return why a full save is due, "" if that is what was asked for; None for a delta."""
     if base is None:
         return ""
-    if before is None:
+    if newest is None:
         return "no checkpoint there"
+    before, key = newest.manifest, options.hmac_key
     reasons = {
         "the directory's checkpoint is not the base": before.digest != base,
+        "the base is not signed with the key": not (key is None or is_signed(newest.data, key)),
         "the base has no tables": not before.tables,
         f"{before.n_deltas} deltas already": before.n_deltas >= max_deltas,
         "deltas outgrew their base": before.layer_bytes(True) > before.layer_bytes(False),
@@ -152,27 +174,27 @@ def save_after(
     cut: Cut,
     beside: Beside,
     reason: str | None,
-    keep_last: int,
+    options: SaveOptions,
 ) -> SaveReport:
     """Write the generation after those of `history` into a locked directory.
 
     It is a delta if no `reason` for a full save is given. The report has no seconds.
     """
     commit.remove_leftovers(directory, history)
-    save = DataWriter(
-        directory, history.next_generation, history.manifest if reason is None else None
-    )
+    base = history.manifest if reason is None else None
+    has_key = options.hmac_key is not None
+    save = DataWriter(directory, history.next_generation, base, has_key)
     try:
         manifest = save.write(cut(save.is_delta), beside)
-        if keep_last > 1:
+        if options.keep_last > 1:
             commit.keep_newest(directory, history)
-        signed = commit.prepare(directory, manifest)
+        stored = commit.prepare(directory, manifest, options.hmac_key)
     except BaseException:
         with suppress(CheckpointError):  # what remains is removed by the next save
             commit.remove_leftovers(directory, history)
         raise
     commit.publish(directory)
-    commit.remove_replaced(directory, history, manifest, keep_last)
+    commit.remove_replaced(directory, history, manifest, options.keep_last)
     layers = [manifest.layers(index)[-1] for index in range(len(manifest.tables))]
     for table, layer in zip(manifest.tables, layers, strict=True):
         _warn_of_nonfinite(table.name, layer.n_nonfinite_rows)
@@ -180,10 +202,10 @@ def save_after(
         kind="delta" if save.is_delta else "full",
         reason=reason or "",
         generation=save.generation,
-        digest=signed.manifest.digest,
+        digest=stored.manifest.digest,
         n_rows=sum(layer.n_rows for layer in layers),
         n_deleted=sum(layer.n_deleted for layer in layers),
-        n_bytes=save.n_bytes + len(signed.data),
+        n_bytes=save.n_bytes + len(stored.data),
         n_deltas=manifest.n_deltas,
         seconds=0.0,
     )

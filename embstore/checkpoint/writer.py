@@ -34,6 +34,7 @@ from embstore.checkpoint.partition import (
     partition_of,
     partition_slice,
 )
+from embstore.checkpoint.signing import sha256_of
 from embstore.errors import (
     ArgumentTypeError,
     CheckpointMismatchError,
@@ -107,12 +108,15 @@ def _with_layer(entry: TableEntry, layer: Layer, view: TableView) -> TableEntry:
 class DataWriter:
     """Writes the data files of one save; of a delta if there is a base."""
 
-    def __init__(self, directory: Directory, generation: int, base: Manifest | None) -> None:
+    def __init__(
+        self, directory: Directory, generation: int, base: Manifest | None, is_signed: bool
+    ) -> None:
         self.generation = generation
         self.is_delta = base is not None
         self.n_bytes = 0
         self._directory = directory
         self._base = base
+        self._is_signed = is_signed
 
     def write(self, views: Views, beside: Beside) -> Manifest:
         """Write all data files and return the manifest that names them."""
@@ -259,9 +263,14 @@ class DataWriter:
                 writer.add(block)
             writer.finish()
             file.sync()
-        written = replace(entry, name=name, sections=tuple(writer.sections))
+        digest = self._sha256(name) if self._is_signed else None
+        written = replace(entry, name=name, sections=tuple(writer.sections), sha256=digest)
         self.n_bytes += written.n_bytes
         return written
+
+    def _sha256(self, name: str) -> str:
+        with self._directory.open(name) as file:
+            return sha256_of(file)
 
 
 def _blocks_of(runs: list[Run], export: Export, max_rows: int) -> Iterator[Arrays]:
