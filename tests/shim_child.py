@@ -11,10 +11,10 @@ from fault_shim import Shim
 import embstore as es
 from embstore.checkpoint import fsio
 from embstore.cli import _torture_child as child
+from embstore.cli import _torture_saves as saves
 from embstore.cli._torture_faults import FailingDisk
 from embstore.cli._torture_host import say, serve
 from embstore.cli._torture_program import train
-from embstore.cli._torture_saves import save
 
 HOW = {"before": "b", "after": "a", "halfway": "h"}
 
@@ -61,6 +61,6 @@ def journal(case):
         for k in range(step + 1, step + 1 + case["n_saves"]):
             train(store, k, case["n_keys"])
             shim.mark(f"begun {k}")
-            save(store, Path(case["path"]), k, case["kind"])
+            saves.save(store, Path(case["path"]), k, case["kind"])
             shim.mark(f"done {k}")
     say(f"calls {shim.n_calls}")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np  # noqa: F401  (the host imports what its children need)
 
 import embstore as es
+from embstore.cli import _torture_saves as saves
 from embstore.cli._torture_host import Case, say, serve
 from embstore.cli._torture_program import new_store, torn, train
-from embstore.cli._torture_saves import save
 from embstore.cli._torture_seam import READING, Counter, Seam, die_before, die_halfway
 
 ACTS = {"before": die_before, "halfway": die_halfway}
@@ -44,7 +44,7 @@ def loop(case: Case) -> None:
     for k in count(step + 1):
         train(store, k, case["n_keys"])
         say(f"begun {k}")
-        save(store, Path(case["path"]), k, case["kinds"][k % len(case["kinds"])])
+        saves.save(store, Path(case["path"]), k, case["kinds"][k % len(case["kinds"])])
         say(f"done {k}")
 
 
@@ -55,6 +55,6 @@ def once(case: Case, deadly: Counter | None = None) -> None:
     if deadly is None:
         deadly = Seam(case["at"], ACTS[case["how"]], ignored=READING)
     with deadly:
-        save(store, Path(case["path"]), step + 1, case["kind"])
+        saves.save(store, Path(case["path"]), step + 1, case["kind"])
     say(f"done {step + 1}")
     say(f"calls {deadly.n_calls}")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import embstore as es
 from embstore.checkpoint import verify
+from embstore.cli import _torture_saves as saves
 from embstore.cli._torture_program import new_store, train
 from embstore.cli._torture_report import Tally
-from embstore.cli._torture_saves import save
 
 N_KEYS = 40
 
@@ -30,8 +30,8 @@ class Damage:
         for step in range(1, 14):
             train(store, step, N_KEYS)
             if step == 12:
-                save(store, self.path, step, "full")
-        save(store, others, 13, "full")
+                saves.save(store, self.path, step, "full")
+        saves.save(store, others, 13, "full")
         self.files, self.foreign = files_of(self.path), files_of(others)
 
     def verdict(self, changed: dict[str, bytes | None]) -> str | None:

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import embstore as es
+from embstore.cli import _torture_saves as saves
 from embstore.cli._torture_kills import leftovers
 from embstore.cli._torture_program import digest, new_store, train
 from embstore.cli._torture_report import Tally
-from embstore.cli._torture_saves import save
 from embstore.cli._torture_seam import Counter, Seam, fail, write_short
 
 N_KEYS = 60
@@ -37,7 +37,7 @@ class FailingDisk:
         self._store = new_store()
         self._step = 1
         train(self._store, 1, N_KEYS)
-        save(self._store, path, 1, "full")
+        saves.save(self._store, path, 1, "full")
 
     def train(self) -> int:
         """Train a step; return it."""
@@ -48,7 +48,7 @@ class FailingDisk:
     def n_calls(self, counter: Counter) -> int:
         """Return how many calls a save makes that replaces another."""
         with counter:
-            save(self._store, self.path, self.train(), self._kind)
+            saves.save(self._store, self.path, self.train(), self._kind)
         return counter.n_calls
 
     def fault_of(self, disk: AbstractContextManager[object]) -> tuple[bool, str | None]:
@@ -62,7 +62,7 @@ class FailingDisk:
             warnings.simplefilter("always")
             with disk:
                 try:
-                    save(self._store, self.path, step, self._kind)
+                    saves.save(self._store, self.path, step, self._kind)
                 except es.CheckpointError as raised:
                     error = raised
         fault = self._fault(before, after, error is not None, n_fds)
@@ -84,7 +84,7 @@ class FailingDisk:
         if found not in (before, after):
             return "the checkpoint is neither the one before nor the new one"
         step = self.train()
-        save(self._store, self.path, step, self._kind)
+        saves.save(self._store, self.path, step, self._kind)
         found, fault = self._found()
         if fault is None and found != digest(self._store):
             fault = "the save after it is not what was saved"

@@ -5,10 +5,11 @@ import shutil
 import time
 from pathlib import Path
 
+from embstore.checkpoint import generations, inspect
+from embstore.cli import _torture_saves as saves
 from embstore.cli._torture_host import Child, Host
 from embstore.cli._torture_program import MAX_STEP, Twin, fault_of, new_store, train
 from embstore.cli._torture_report import Tally
-from embstore.cli._torture_saves import KINDS, save
 
 N_KEYS_RANDOM = 20_000
 N_KEYS_EACH_CALL = 300
@@ -18,8 +19,10 @@ BASE_STEP = 12
 class RandomKills:
     """A process that saves in a loop, killed at random times, and started again."""
 
-    def __init__(self, folder: Path, host: Host, seed: int) -> None:
-        self._folder, self._host = folder, host
+    def __init__(
+        self, folder: Path, host: Host, seed: int, kinds: tuple[str, ...] = saves.KINDS
+    ) -> None:
+        self._folder, self._host, self._kinds = folder, host, kinds
         self._rng = random.Random(seed)
         self._save_seconds = 0.05
         self._n_folders = 0
@@ -45,7 +48,12 @@ class RandomKills:
 
     def kill_one(self) -> str | None:
         """Let a child save for a while, kill it, and look at what it left."""
-        case = {"do": "loop", "path": str(self.path), "n_keys": N_KEYS_RANDOM, "kinds": KINDS}
+        case = {
+            "do": "loop",
+            "path": str(self.path),
+            "n_keys": N_KEYS_RANDOM,
+            "kinds": saves.KINDS,
+        }
         child = self._host.start(case)
         said = self._watch(child, n_saves=self._rng.choice((0, 0, 1, 1, 2, 3)))
         time.sleep(self._rng.random() * 1.5 * self._save_seconds)
@@ -90,7 +98,7 @@ class EachCall:
         store = new_store()
         for step in range(1, BASE_STEP + 1):
             train(store, step, N_KEYS_EACH_CALL)
-        save(store, self._base, BASE_STEP, "full")
+        saves.save(store, self._base, BASE_STEP, "full")
 
     def run(self, tally: Tally, how: str, seed: int) -> int:
         """Kill at each call, in random order, until the time is over; return how many there are."""
@@ -137,9 +145,12 @@ class EachCall:
 
 
 def leftovers(path: Path) -> str | None:
-    """Return which files of a folder are not of its checkpoint, or None."""
-    from embstore.checkpoint import inspect
-
-    listed = {file["name"] for file in inspect(path)["files"]} | {"manifest.json", "lock"}
+    """Return which files of a folder are of none of its generations, or None."""
+    newest = inspect(path)["generation"]
+    listed = {"manifest.json", "lock"}
+    for generation in generations(path):
+        listed |= {file["name"] for file in inspect(path, generation)["files"]}
+        if generation != newest:
+            listed.add(f"g{generation:08d}-manifest.json")
     others = sorted(file.name for file in path.iterdir() if file.name not in listed)
     return f"{others} are left over" if others else None

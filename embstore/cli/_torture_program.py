@@ -23,14 +23,26 @@ BLOOM_STATS = ("bloom_fill", "bloom_n_added")
 
 def new_store() -> "es.Store":
     """Return the empty store of the program."""
-    zeros = es.Constant(0.0)
     return es.Store(
         [
-            es.Table(4, optimizer=es.SGD(1.0, momentum=0.5), initializer=zeros, name="steps"),
-            es.Table(2, optimizer=es.Adagrad(), admission=es.CounterAdmission(3), name="counted"),
+            es.Table(
+                4,
+                optimizer=es.SGD(1.0, momentum=0.5),
+                initializer=es.Constant(0.0),
+                track_changes=True,
+                name="steps",
+            ),
+            es.Table(
+                2,
+                optimizer=es.Adagrad(),
+                admission=es.CounterAdmission(3),
+                track_changes=True,
+                name="counted",
+            ),
             es.Table(
                 3,
                 optimizer=es.Adam(),
+                track_changes=True,
                 admission=es.BloomAdmission(2, capacity=1000, halve_every=500),
                 dtype="bfloat16",
                 name="filtered",

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from embstore.cli import _torture_model
+from embstore.cli import _torture_saves as saves
 from embstore.cli._options import integer, number
 from embstore.cli._progress import Countdown
 from embstore.cli._torture_damage import Damage
@@ -18,7 +19,6 @@ from embstore.cli._torture_faults import FailingDisk
 from embstore.cli._torture_host import Host
 from embstore.cli._torture_kills import EachCall, RandomKills
 from embstore.cli._torture_report import Tally, failures_shown, shown
-from embstore.cli._torture_saves import KINDS
 
 QUICK_MINUTES = 0.06
 
@@ -124,8 +124,8 @@ class Torture:
             _torture_model.run(self.folder, tally, self._seed)
 
     def _faults(self) -> None:
-        for kind in KINDS:
-            share = 0.25 / len(KINDS)
+        for kind in saves.KINDS:
+            share = 0.25 / len(saves.KINDS)
             with self._test(FAILING, f"each call of a {kind} save fails", "cases", share) as tally:
                 disk = FailingDisk(self.folder / f"failing-{kind}", kind)
                 n_cases = disk.run(tally, self._seed)
@@ -133,11 +133,11 @@ class Torture:
 
     def _kills(self) -> None:
         with Host(self.folder / "children.log") as host:
-            for kind in KINDS:
+            for kind in saves.KINDS:
                 each = EachCall(self.folder, host, kind)
                 for how, share in (("before", 0.25), ("halfway", 0.25)):
                     test = f"SIGKILL {how} each call of a {kind} save"
-                    with self._test(KILLED, test, "kills", share / len(KINDS)) as tally:
+                    with self._test(KILLED, test, "kills", share / len(saves.KINDS)) as tally:
                         n_calls = each.run(tally, how, self._seed)
                         tally.test += f", {tally.n_cases} of {n_calls}"
             with self._test(KILLED, "SIGKILL at random times", "kills", 1.0) as tally:
