@@ -21,7 +21,7 @@ PROMISES = {
     "S2": "a hostile checkpoint does no harm",
     "S3": "loading runs no code",
     "S4": "nothing surprising on disk",
-    "S6": "an optional key tells who wrote it",
+    "S6": "a key tells forgeries, if one is given",
 }
 
 

@@ -34,9 +34,7 @@ N_UPDATES = 10_000_000
 @pytest.fixture
 def host(tmp_path):
     """A process that forks children which save."""
-    code = (
-        "import delta_saves as d; d.install(); from embstore.cli._torture_child import main; main()"
-    )
+    code = "from torture_child import main; main()"
     with Host(tmp_path / "children.log", code, kit.environment()) as host:
         yield host
 

@@ -111,21 +111,21 @@ class Torture:
     def _damage(self) -> None:
         damage = Damage(self.folder)
         tests: tuple[tuple[str, str, float, Callable[[Tally, int], None]], ...] = (
-            ("files dropped, swapped, doubled, replaced", "cases", 0.05, damage.exchanges),
-            ("changed bytes", "flips", 0.2, damage.flips),
-            ("cut files", "truncations", 0.1, damage.truncations),
+            ("files dropped, swapped, doubled, replaced", "cases", 0.04, damage.exchanges),
+            ("changed bytes", "flips", 0.12, damage.flips),
+            ("cut files", "truncations", 0.06, damage.truncations),
         )
         for test, unit, share, attack in tests:
             with self._test(DAMAGED, test, unit, share) as tally:
                 attack(tally, self._seed)
 
     def _model(self) -> None:
-        with self._test(MODEL, "random calls against a plain dict", "keys", 0.25) as tally:
+        with self._test(MODEL, "random calls against a plain dict", "keys", 0.15) as tally:
             _torture_model.run(self.folder, tally, self._seed)
 
     def _faults(self) -> None:
         for kind in saves.KINDS:
-            share = 0.25 / len(saves.KINDS)
+            share = 0.4 / len(saves.KINDS)
             with self._test(FAILING, f"each call of a {kind} save fails", "cases", share) as tally:
                 disk = FailingDisk(self.folder / f"failing-{kind}", kind)
                 n_cases = disk.run(tally, self._seed)
@@ -135,7 +135,7 @@ class Torture:
         with Host(self.folder / "children.log") as host:
             for kind in saves.KINDS:
                 each = EachCall(self.folder, host, kind)
-                for how, share in (("before", 0.25), ("halfway", 0.25)):
+                for how, share in (("before", 0.3), ("halfway", 0.4)):
                     test = f"SIGKILL {how} each call of a {kind} save"
                     with self._test(KILLED, test, "kills", share / len(saves.KINDS)) as tally:
                         n_calls = each.run(tally, how, self._seed)
