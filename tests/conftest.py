@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import fault_table
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -34,6 +35,33 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "ciao" in item.fixturenames:
             item.add_marker("needs_ciao")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    fault_table.after_test(item, report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    lines = fault_table.tallies_of(config).lines()
+    if lines and config.option.markexpr.startswith("torture"):
+        terminalreporter.section("promises")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def record(request):
+    """A function from a promise, a test and its unit to the tally that counts its cases."""
+
+    def tally_of(promise, test, unit):
+        tally = fault_table.tallies_of(request.config).of(promise, test, unit)
+        request.node.stash.setdefault(fault_table.OF_TEST, []).append(tally)
+        return tally
+
+    return tally_of
 
 
 @pytest.fixture(scope="session")

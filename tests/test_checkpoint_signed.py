@@ -61,6 +61,7 @@ def test_a_signed_checkpoint_loads_with_its_key_and_without(tmp_path):
     assert data.items() <= kit.files_of(tmp_path / "plain").items()
 
 
+@pytest.mark.promise("S6", "forgeries with right checksums, refused by the key")
 def test_another_key_or_no_signature_is_refused(tmp_path):
     save(tmp_path)
     assert_refused(tmp_path, "not signed with the key given", key=b"another")
@@ -82,6 +83,7 @@ def test_keys_that_are_none(key, error, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.promise("S6", "forgeries with right checksums, refused by the key")
 def test_a_changed_manifest_with_right_checksums_is_refused(tmp_path):
     save(tmp_path)
 
@@ -93,6 +95,7 @@ def test_a_changed_manifest_with_right_checksums_is_refused(tmp_path):
     assert_refused(tmp_path, "not signed with the key given")
 
 
+@pytest.mark.promise("S6", "forgeries with right checksums, refused by the key")
 def test_changed_data_with_right_checksums_is_refused(tmp_path):
     save(tmp_path)
     manifest = (tmp_path / "manifest.json").read_bytes()
@@ -140,6 +143,7 @@ def patched(data, changed, first, last, place):
     return bytes(found)
 
 
+@pytest.mark.promise("S6", "forgeries with right checksums, refused by the key")
 def test_data_forged_to_the_same_checksum_is_refused_by_the_signature_alone(tmp_path):
     save(tmp_path)
     path = kit.first_file(tmp_path)
@@ -160,6 +164,7 @@ def test_data_forged_to_the_same_checksum_is_refused_by_the_signature_alone(tmp_
         checkpoint.verify(tmp_path, hmac_key=KEY)
 
 
+@pytest.mark.promise("S6", "forgeries with right checksums, refused by the key")
 def test_each_byte_of_a_signed_manifest_counts(tmp_path):
     save(tmp_path)
     path = tmp_path / "manifest.json"
@@ -170,6 +175,7 @@ def test_each_byte_of_a_signed_manifest_counts(tmp_path):
         assert_refused(tmp_path, r"manifest\.json")
 
 
+@pytest.mark.promise("S6", "forgeries with right checksums, refused by the key")
 def test_chains_are_signed_as_a_whole(tmp_path):
     base = save(tmp_path / "a")
     report = save_changes(tmp_path / "a", base.digest)
@@ -195,6 +201,7 @@ def test_a_delta_is_signed_only_on_what_is_signed(other, tmp_path):
     assert_refused(tmp_path, "not signed with the key given")
 
 
+@pytest.mark.promise("S6", "forgeries with right checksums, refused by the key")
 def test_kept_generations_are_checked_too(tmp_path):
     save(tmp_path, keep_last=3)
     save(tmp_path, key=None, keep_last=3)

@@ -61,6 +61,15 @@ RUNS_CODE = re.compile(
 )
 
 
+# Other doors to the same: what is built, imported or unpickled by a name that came from somewhere.
+HIDES_CODE = re.compile(
+    r"^\s*(import|from) (dill|cloudpickle|joblib|jsonpickle|multiprocessing|code|runpy|imp)\b"
+    r"|(?<![.\w])(compile|__import__)\(|\b(read_pickle|to_pickle|load_module|exec_module)\("
+    r"|\ballow_pickle\b(?!\s*=\s*False)|\bweights_only\s*=\s*(?!True\b)|\.(deserialize|Unpickler|CDLL)\b",
+    re.MULTILINE,
+)
+
+
 def python_files():
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -216,6 +225,31 @@ def test_nothing_runs_code_from_data():
         for match in RUNS_CODE.finditer(path.read_text())
     ]
     assert not faults, "\n".join(faults)
+
+
+def test_nothing_runs_code_by_another_door():
+    faults = [
+        f"{path.relative_to(ROOT)}: {match.group().strip()}"
+        for path in python_files()
+        for match in HIDES_CODE.finditer(path.read_text())
+    ]
+    assert not faults, "\n".join(faults)
+    for bad in (
+        "import dill",
+        "from multiprocessing import Queue",
+        "f = compile(text, 'x', 'exec')",
+        "__import__(name)",
+        "pd.read_pickle(path)",
+        "np.lib.format.read_array(f, allow_pickle=flag)",
+        "torch.load(path, weights_only=False)",
+        "pa.ipc.deserialize(x)",
+    ):
+        assert HIDES_CODE.search(bad) or RUNS_CODE.search(bad), bad
+
+
+def test_only_the_room_of_torch_loads_by_torch():
+    faults = [name_of(p) for p in python_files() if re.search(r"\btorch\.load\b", p.read_text())]
+    assert [name for name in faults if not name.startswith("torch/")] == []
 
 
 def test_the_library_exports_only_the_c_abi():

@@ -33,6 +33,7 @@ def columns(rows):
     return rows.keys, rows.values, rows.slots, rows.freq, rows.step
 
 
+@pytest.mark.promise("R2", "training after a load, against training that never stopped")
 @pytest.mark.parametrize("admission", [None, es.CounterAdmission(2), es.BloomAdmission(2, 100)])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_training_goes_on_as_if_it_had_never_stopped(tmp_path, admission, dtype):
@@ -130,6 +131,7 @@ def test_a_hash_seed_is_not_saved(tmp_path):
         assert contents(a)[:5] == contents(b)[:5]
 
 
+@pytest.mark.promise("R3", "saves beside a training thread")
 def test_a_save_is_one_moment_beside_writers(tmp_path):
     """Rows of two tables that are written together in turn are never two steps apart."""
     optimizer = es.SGD(lr=1.0)

@@ -19,6 +19,7 @@ from embstore.errors import EmbstoreError
 COMMANDS = {
     "train": "train a DeepFM on Parquet data with its embeddings in the store",
     "demo": "make a click log, train on it, evict, save, reload in a new process and compare",
+    "torture": "kill, damage and starve saves on this disk, and count what was lost",
     "info": "print what a checkpoint holds",
     "verify": "read a checkpoint whole and check every block",
     "top": "print the rows with the greatest frequency, norm or age",

@@ -1,6 +1,7 @@
 """Progress bars on standard error: of a training pass, and of work on a checkpoint."""
 
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -65,6 +66,42 @@ class Progress:
             self._bar.set_postfix_str(f"AUC {area.value:.4f}")
 
     def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Countdown:
+    """A bar of the seconds that a command is to take, and what it has done; as `Progress`."""
+
+    def __init__(self, title: str, seconds: float, is_shown: bool) -> None:
+        self._bar: Any = None
+        self._seconds = seconds
+        self._begin = time.monotonic()
+        if not (is_shown and sys.stderr.isatty()):
+            return
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} of {total} s{postfix}"
+        self._bar = tqdm(desc=title, total=round(seconds), bar_format=form, mininterval=0.5)
+
+    def show(self, what: str) -> None:
+        """Say what has been done by now."""
+        if self._bar is not None:
+            elapsed = min(self._seconds, time.monotonic() - self._begin)
+            if self._bar.update(elapsed - self._bar.n):
+                self._bar.set_postfix_str(what)
+
+    def __enter__(self) -> "Countdown":
         return self
 
     def __exit__(

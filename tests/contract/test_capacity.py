@@ -112,6 +112,7 @@ def test_assign_raises_as_well(make_table):
     assert snapshot(table) == before
 
 
+@pytest.mark.promise("R11", "max_bytes while ten times as much is inserted")
 @pytest.mark.parametrize("on_full", ["refuse", "evict", "raise"])
 def test_max_bytes_is_kept(make_table, on_full):
     limit = 4 * 2**20

@@ -25,6 +25,7 @@ print(resident_bytes() - before, t.nbytes - held_before)
 """
 
 
+@pytest.mark.promise("R11", "bytes told, against growth of the process")
 @pytest.mark.unsanitized  # a sanitizer's shadow memory grows too
 @pytest.mark.parametrize(
     ("dim", "optimizer", "admission", "n_rows"),

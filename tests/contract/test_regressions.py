@@ -124,6 +124,7 @@ def test_an_empty_batch_everywhere(make_table):
         table.import_(rows)
 
 
+@pytest.mark.promise("S1", "patterns that break an unkeyed hash")
 @pytest.mark.parametrize("shift", [0, 8, 16, 24, 32, 40, 48])
 def test_innocent_patterns_of_ids(make_table, shift):
     """Identity hashes break on i << 32; a fixed one on ids that someone computed."""
@@ -134,6 +135,7 @@ def test_innocent_patterns_of_ids(make_table, shift):
     assert len(table) == len(keys)
 
 
+@pytest.mark.promise("S1", "ids computed from the fixed hash")
 def test_keys_of_one_partition(make_table):
     """Partitions and shards follow a fixed hash; the index must not suffer from them."""
     table = make_table(1)
