@@ -13,6 +13,14 @@ from embstore.checkpoint.content import (
     TableView,
 )
 from embstore.checkpoint.entries import Layer
+from embstore.checkpoint.mapped import (
+    FoundRows,
+    MappedCheckpoint,
+    MappedTable,
+    ReadOnlySource,
+    map_tables,
+    read_config,
+)
 from embstore.checkpoint.output import Pace
 from embstore.checkpoint.reader import LoadedCheckpoint, LoadedTable, generations, load_tables
 from embstore.checkpoint.reshard import ReshardReport, reshard
@@ -24,11 +32,15 @@ from embstore.checkpoint.source import SavedTable, TableSource
 __all__ = [
     "CandidateBlock",
     "DeltaView",
+    "FoundRows",
     "Layer",
     "LoadedCheckpoint",
     "LoadedTable",
+    "MappedCheckpoint",
+    "MappedTable",
     "OpenShards",
     "Pace",
+    "ReadOnlySource",
     "ReshardReport",
     "RowBlock",
     "SaveReport",
@@ -45,6 +57,8 @@ __all__ = [
     "generations",
     "inspect",
     "load_tables",
+    "map_tables",
+    "read_config",
     "reshard",
     "save_tables",
     "verify",

@@ -10,7 +10,7 @@
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,8 @@ CONTINUATION = 0xFFFFFFFF
 RECORD_BATCH = 3  # MessageHeader of Arrow's Message.fbs
 
 Arrays = Sequence[NDArray[Any]]
+Data = bytes | memoryview
+IntT = TypeVar("IntT", int, NDArray[np.int64])
 
 
 class Section(NamedTuple):
@@ -156,7 +158,16 @@ class LayoutError(ValueError):
     """A section has a right checksum and a wrong content; the reader adds file and offset."""
 
 
-def check_header(data: bytes, columns: Columns) -> None:
+def check_sum(data: Data, crc: int, name: str, offset: int) -> None:
+    """Raise LayoutError unless the bytes of a section have this checksum at their place."""
+    found = zlib.crc32(data, section_seed(name, offset))
+    if found != crc:
+        raise LayoutError(
+            f"{len(data)} bytes have the checksum {found:08x}; the manifest says {crc:08x}"
+        )
+
+
+def check_header(data: Data, columns: Columns) -> None:
     """Raise LayoutError unless `data` is the header of a file of `columns`."""
     if data[: len(MAGIC)] != MAGIC:
         raise LayoutError("the header does not begin with ARROW1")
@@ -175,7 +186,7 @@ def _shown(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
-def decode_block(data: bytes, n_rows: int, columns: Columns) -> list[NDArray[Any]]:
+def decode_block(data: Data, n_rows: int, columns: Columns) -> list[NDArray[Any]]:
     """Return the columns of a record batch as read-only arrays in the memory of `data`."""
     try:
         body, buffers = _record_batch(data, n_rows, columns)
@@ -191,18 +202,18 @@ def decode_block(data: bytes, n_rows: int, columns: Columns) -> list[NDArray[Any
         dtype = np.dtype(column.dtype).newbyteorder("<")
         array = np.frombuffer(data, dtype, n_bytes // dtype.itemsize, body + begin)
         arrays.append(array if column.width is None else array.reshape(n_rows, column.width))
-        begin += _padded(n_bytes)
+        begin += padded(n_bytes)
     return arrays
 
 
-def _padded(n_bytes: int) -> int:
-    """Return `n_bytes` with the padding that follows a buffer."""
+def padded(n_bytes: IntT) -> IntT:
+    """Return bytes, a number or an array of them, with the padding that follows a buffer."""
     return -(-n_bytes // 8) * 8
 
 
-def _record_batch(data: bytes, n_rows: int, columns: Columns) -> tuple[int, list[tuple[int, int]]]:
+def _record_batch(data: Data, n_rows: int, columns: Columns) -> tuple[int, list[tuple[int, int]]]:
     """Return where the body begins, and offset and bytes therein of each column's numbers."""
-    body_bytes = sum(_padded(n_rows * column.row_bytes) for column in columns)
+    body_bytes = sum(padded(n_rows * column.row_bytes) for column in columns)
     marker, size = struct.unpack_from("<Ii", data)
     if marker != CONTINUATION or size < 8 or size % 8 or 8 + size > len(data):
         raise LayoutError("a record batch does not begin with a message of its size")
@@ -249,7 +260,7 @@ def _data_buffers(buffers: list[tuple[int, int]], columns: Columns) -> list[tupl
 class _Flatbuffer:
     """Reads tables of a flatbuffer; whatever points outside raises struct.error."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: Data) -> None:
         self._data = data
 
     def _get(self, kind: str, at: int) -> Any:

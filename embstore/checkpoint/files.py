@@ -1,6 +1,5 @@
 """An open checkpoint: its manifest, and its data files as blocks whose every byte was checked."""
 
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,15 +14,15 @@ from embstore.checkpoint.blocks import (
     Arrays,
     LayoutError,
     check_header,
+    check_sum,
     decode_block,
-    section_seed,
 )
 from embstore.checkpoint.entries import FileEntry
 from embstore.checkpoint.fsio import Directory, InputFile
 from embstore.checkpoint.layout import EXTRA_COLUMNS, Columns
 from embstore.checkpoint.manifest import Manifest
 from embstore.checkpoint.signing import sha256_of
-from embstore.errors import CheckpointError, CorruptCheckpointError
+from embstore.errors import CheckpointError, CheckpointMismatchError, CorruptCheckpointError
 
 
 class CheckpointFiles:
@@ -38,11 +37,26 @@ class CheckpointFiles:
         self._being_read: set[InputFile] = set()
         try:
             self.manifest = self._read_manifest()
-            for file in self.manifest.files:
-                self._open(file).close()
+            self._measure()
         except BaseException:
             self.directory.close()
             raise
+
+    def _measure(self) -> None:
+        """Look whether all files are there, and of their sizes."""
+        for file in self.manifest.files:
+            self._open(file).close()
+
+    def indices(self, names: Iterable[str] | None) -> dict[str, int]:
+        """Return which tables those of `names` are; all without it."""
+        places = {table.name: i for i, table in enumerate(self.manifest.tables)}
+        wanted = list(places) if names is None else list(names)
+        for name in wanted:
+            if name not in places:
+                raise CheckpointMismatchError(
+                    f"{self.directory.path} has no table {name!r}; it has {sorted(places)}"
+                )
+        return {name: places[name] for name in wanted}
 
     def _read_manifest(self) -> Manifest:
         manifest = self._find_manifest()
@@ -126,13 +140,8 @@ class CheckpointFiles:
         offset, last = 0, len(file.sections) - 1
         for i, section in enumerate(file.sections):
             data = opened.read(offset, section.n_bytes)
-            crc = zlib.crc32(data, section_seed(file.name, offset))
-            if crc != section.crc:
-                raise CorruptCheckpointError(
-                    f"{self.place(file, offset)}: {section.n_bytes} bytes have the checksum "
-                    f"{crc:08x}; the manifest says {section.crc:08x}"
-                )
             try:
+                check_sum(data, section.crc, file.name, offset)
                 if i == 0:
                     check_header(data, columns)
                 elif i < last:

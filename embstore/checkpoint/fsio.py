@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Self
 
+from embstore.checkpoint.mapping import map_file
 from embstore.errors import CheckpointError, CorruptCheckpointError
 
 LOCK_NAME = "lock"
@@ -32,6 +33,7 @@ calls = SimpleNamespace(
     listdir=os.listdir,
     mkdir=os.mkdir,
     flock=fcntl.flock,
+    map_file=map_file,
 )
 
 
@@ -232,6 +234,11 @@ class InputFile:
         if not stat.S_ISREG(status.st_mode):
             raise CorruptCheckpointError(f"{self.place} is not a regular file")
         self.n_bytes = int(status.st_size)
+
+    def map_at(self, address: int) -> None:
+        """Let all of the file be read at an address, also when it is closed."""
+        with _naming("map", self.place):
+            calls.map_file(self._fd, self.n_bytes, address)
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Return the bytes [offset, offset + n_bytes), which must all be there."""

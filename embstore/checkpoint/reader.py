@@ -103,7 +103,7 @@ class LoadedTable:
         check = RowCheck(self._entry.as_of(self.layers[layer]))
         n_told = self.layers[layer].n_nonfinite_rows
         for file, offset, arrays in self._list("rows", layer, first, last):
-            block = _row_block(arrays)
+            block = row_block(arrays)
             self._raise(check.fault(block, file.first, file.last), file, offset)
             if check.n_nonfinite > n_told:
                 fault = f"{check.n_nonfinite} rows so far have NaN or infinity; {n_told} were saved"
@@ -205,7 +205,7 @@ def _check_partitions(first: int, last: int) -> None:
         raise ArgumentError(f"partitions must be from 0 to 255, got [{first}, {last}]")
 
 
-def _row_block(arrays: Arrays) -> RowBlock:
+def row_block(arrays: Arrays) -> RowBlock:
     """Return the rows of a block; a table without slots has no column for them."""
     if len(arrays) == 5:
         return RowBlock(*arrays)
@@ -240,15 +240,9 @@ class LoadedCheckpoint:
         self.digest = manifest.digest
         self.step = manifest.step
         self.store = manifest.store
-        places = {table.name: i for i, table in enumerate(manifest.tables)}
-        wanted = list(places) if names is None else list(names)
-        for name in wanted:
-            if name not in places:
-                raise CheckpointMismatchError(
-                    f"{self.path} has no table {name!r}; it has {sorted(places)}"
-                )
+        indices = files.indices(names)
         self.extra = files.extra()
-        self.tables = {name: LoadedTable(files, places[name]) for name in wanted}
+        self.tables = {name: LoadedTable(files, index) for name, index in indices.items()}
 
     def __enter__(self) -> Self:
         return self
@@ -303,8 +297,8 @@ def load_tables(
     """
     if verify != "full":
         raise ArgumentError(
-            f'verify={verify!r} is not offered: verify must be "full" (reading blocks lazily will '
-            f"come with serving)"
+            f'verify={verify!r} is not offered: verify must be "full" (blocks are read lazily by '
+            f"embstore.serving.open)"
         )
     files = CheckpointFiles(path_of(path), generation, checked_key(hmac_key))
     try:

@@ -11,6 +11,7 @@ from embstore.table.base import EvictionSink
 from embstore.table.saving import Path, TableSaving
 
 if TYPE_CHECKING:
+    from embstore.checkpoint import TableSource
     from embstore.table.convert import LoadOptimizer, LoadSlots
 
 Saved = Literal["saved"]
@@ -20,7 +21,7 @@ LoadEviction = Eviction | Saved | None
 
 
 class TableFiles(TableSaving):
-    """Files: save, save_async, load."""
+    """Files: save, save_async, load, from_source."""
 
     @classmethod
     def load(
@@ -121,4 +122,41 @@ class TableFiles(TableSaving):
             plan = plan_load(source, asked, part, device, allow_nonfinite, where)
             table = cls._of_spec(plan.spec, device, hash_seed, on_evict, where)
             restore(table, plan)
+        return table
+
+    @classmethod
+    def from_source(
+        cls,
+        source: "TableSource",
+        *,
+        device: str = "cpu",
+        hash_seed: int | None = None,
+        allow_nonfinite: bool = False,
+    ) -> Self:
+        """Return a new table with all that a source of the checkpoint room yields.
+
+        It grows as rows come in. What the source raises comes out, and the rows are given back.
+
+        Parameters
+        ----------
+        source
+            An `embstore.checkpoint.TableSource`.
+        device, hash_seed
+            As for `Table`.
+        allow_nonfinite
+            As in `load`.
+
+        Raises
+        ------
+        CheckpointMismatchError
+            If the source cannot be a table.
+        """
+        from embstore.table.convert import Conversion
+        from embstore.table.loading import plan_load, restore
+
+        where = "Table.from_source"
+        plan = plan_load(source, Conversion(), None, device, allow_nonfinite, where)
+        plan = plan._replace(n_reserved=0)
+        table = cls._of_spec(plan.spec, device, hash_seed, None, where)
+        restore(table, plan)
         return table
