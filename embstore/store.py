@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from embstore.engines import arrays
 from embstore.engines.engine import Bags, JoinedBatch, Part, Ticket
 from embstore.engines.spec import Dtype, OnFull
+from embstore.engines.threads import num_threads
 from embstore.engines.types import ApplyReport, EvictReport
 from embstore.errors import (
     ArgumentError,
@@ -334,7 +335,7 @@ class Store:
         evict
             Run the tables' eviction policies first.
         **options
-            delta, max_deltas, keep_last, io_share and snapshot_bytes (for each table) as for
+            delta, max_deltas, keep_last, io_share, hmac_key and snapshot_bytes (each table) as for
             ``Table.save``.
 
         Returns
@@ -397,6 +398,7 @@ class Store:
         on_evict: Mapping[str, EvictionSink] | None = None,
         verify: str = "full",
         generation: int | None = None,
+        hmac_key: bytes | None = None,
         allow_nonfinite: bool = False,
     ) -> Self:
         """Return a new store from a checkpoint of a store, or of a table; see ``Table.load``.
@@ -418,7 +420,7 @@ class Store:
             As in ``Table.load``, for all tables.
         on_evict
             From names of tables to sinks, as for `Table`.
-        verify, generation, allow_nonfinite
+        verify, generation, hmac_key, allow_nonfinite
             As in ``Table.load``.
 
         Returns
@@ -445,7 +447,7 @@ class Store:
             "evict_every": evict_every,
         }
         sinks = on_evict or {}
-        opened = checkpoint.OpenShards(path, tables, verify, generation)
+        opened = checkpoint.OpenShards(path, tables, verify, generation, hmac_key, num_threads())
         with opened, ExitStack() as undo:
             loading.check_names(where, "on_evict", sinks, opened.tables)
             made: dict[str, Table] = {}

@@ -292,6 +292,11 @@ cdef class CoreTable:
             status = es_table_clear(self.table)
         self.leave(status)
 
+    def set_restoring(self, bint is_restoring):
+        """Say whether what is imported comes out of a checkpoint; max_bytes is not asked then."""
+        self.enter()
+        self.leave(es_table_set_restoring(self.table, is_restoring))
+
     def reserve(self, uint64_t n_rows):
         """Make and touch memory for n_rows rows."""
         cdef int status = self.enter()

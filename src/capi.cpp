@@ -233,6 +233,10 @@ int es_table_set_state(es_table* table, const es_state* in) {
   return guarded([&] { table->table.set_state(*in); });
 }
 
+int es_table_set_restoring(es_table* table, int32_t is_restoring) {
+  return guarded([&] { table->table.set_restoring(is_restoring != 0); });
+}
+
 int es_table_reserve(es_table* table, uint64_t n_rows) {
   return guarded([&] { table->table.reserve(n_rows); });
 }

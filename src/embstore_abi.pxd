@@ -188,6 +188,7 @@ cdef extern from "embstore/embstore.h" nogil:
     int es_table_stats(es_table* table, es_stats* out)
     int es_table_get_state(es_table* table, es_state* out)
     int es_table_set_state(es_table* table, const es_state* state)
+    int es_table_set_restoring(es_table* table, int32_t is_restoring)
     int es_table_reserve(es_table* table, uint64_t n_rows)
     int es_table_clear(es_table* table)
     int es_plan(const es_config* config, uint64_t n_rows, uint64_t n_candidates,

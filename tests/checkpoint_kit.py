@@ -123,6 +123,9 @@ class Sink:
         self.bloom_bytes = bloom_bytes
         self.states, self.n_reserved, self.is_reset = [], None, False
 
+    def set_restoring(self, is_restoring):
+        assert not self.is_reset or not is_restoring
+
     def reserve(self, n_rows):
         self.n_reserved = n_rows
 

@@ -182,6 +182,10 @@ def joined(blocks: Sequence[Block]) -> Block:
 class TableSink(Protocol):
     """An empty table to restore into: the part of an engine that imports."""
 
+    def set_restoring(self, is_restoring: bool) -> None:
+        """Say when the import begins, and when it is over."""
+        ...
+
     def reserve(self, n_rows: int) -> None:
         """Make memory for rows to come."""
         ...

@@ -1,7 +1,10 @@
 """An open checkpoint: its manifest, and its data files as blocks whose every byte was checked."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from embstore.checkpoint import manifest as manifests
 from embstore.checkpoint.blocks import (
     Arrays,
     LayoutError,
+    Section,
     check_header,
     check_sum,
     decode_block,
@@ -24,15 +28,41 @@ from embstore.checkpoint.manifest import Manifest
 from embstore.checkpoint.signing import sha256_of
 from embstore.errors import CheckpointError, CheckpointMismatchError, CorruptCheckpointError
 
+BATCH_BYTES = 1 << 22  # of sections that are read at once
+
+
+def _batches(sections: Iterable[Section]) -> Iterator[list[tuple[int, Section]]]:
+    """Yield sections with their offsets, a few at a time."""
+    batch: list[tuple[int, Section]] = []
+    offset = n_bytes = 0
+    for section in sections:
+        batch.append((offset, section))
+        offset += section.n_bytes
+        n_bytes += section.n_bytes
+        if n_bytes >= BATCH_BYTES:
+            yield batch
+            batch, n_bytes = [], 0
+    if batch:
+        yield batch
+
 
 class CheckpointFiles:
-    """An open checkpoint: its directory, its manifest, and its data files as checked blocks."""
+    """An open checkpoint: its directory, its manifest, and its data files as checked blocks.
+
+    With several threads, they read and check sections ahead of those that are asked for.
+    """
 
     def __init__(
-        self, path: str, generation: int | None = None, hmac_key: bytes | None = None
+        self,
+        path: str,
+        generation: int | None = None,
+        hmac_key: bytes | None = None,
+        n_threads: int = 1,
     ) -> None:
         self._generation = generation
         self._hmac_key = hmac_key
+        self._n_ahead = n_threads
+        self._readers = ThreadPoolExecutor(n_threads, "embstore-read") if n_threads > 1 else None
         self.directory = Directory(path)
         self._being_read: set[InputFile] = set()
         try:
@@ -79,6 +109,8 @@ class CheckpointFiles:
 
     def close(self) -> None:
         """Close the directory, and the files whose readers stopped halfway."""
+        if self._readers is not None:
+            self._readers.shutdown()
         try:
             while self._being_read:
                 self._being_read.pop().close()
@@ -137,18 +169,49 @@ class CheckpointFiles:
     def _checked(
         self, file: FileEntry, opened: InputFile, columns: Columns
     ) -> Iterator[tuple[int, Arrays]]:
-        offset, last = 0, len(file.sections) - 1
-        for i, section in enumerate(file.sections):
-            data = opened.read(offset, section.n_bytes)
+        last = len(file.sections) - 1
+        for i, (offset, data) in enumerate(self._sections(file, opened)):
             try:
-                check_sum(data, section.crc, file.name, offset)
                 if i == 0:
                     check_header(data, columns)
                 elif i < last:
-                    yield offset, decode_block(data, section.n_rows, columns)
+                    yield offset, decode_block(data, file.sections[i].n_rows, columns)
             except LayoutError as error:
                 raise CorruptCheckpointError(f"{self.place(file, offset)}: {error}") from None
-            offset += section.n_bytes
+
+    def _sections(self, file: FileEntry, opened: InputFile) -> Iterator[tuple[int, bytes]]:
+        """Yield offset and bytes of each section, whose checksums are right."""
+        read = partial(self._read, file, opened)
+        if self._readers is None:
+            for batch in _batches(file.sections):
+                yield from read(batch)
+            return
+        reading: deque[Future[list[tuple[int, bytes]]]] = deque()
+        try:
+            for batch in _batches(file.sections):
+                reading.append(self._readers.submit(read, batch))
+                if len(reading) > self._n_ahead:
+                    yield from reading.popleft().result()
+            while reading:
+                yield from reading.popleft().result()
+        finally:
+            for job in reading:
+                job.cancel()
+            wait(reading)
+
+    def _read(
+        self, file: FileEntry, opened: InputFile, batch: list[tuple[int, Section]]
+    ) -> list[tuple[int, bytes]]:
+        """Return offset and bytes of some sections, whose checksums are right."""
+        found = []
+        for offset, section in batch:
+            data = opened.read(offset, section.n_bytes)
+            try:
+                check_sum(data, section.crc, file.name, offset)
+            except LayoutError as error:
+                raise CorruptCheckpointError(f"{self.place(file, offset)}: {error}") from None
+            found.append((offset, data))
+        return found
 
     def bytes_of(self, files: Iterable[FileEntry], columns: Columns) -> Iterator[NDArray[np.uint8]]:
         """Yield the bytes of files of one column of bytes."""

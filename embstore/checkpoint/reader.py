@@ -266,6 +266,7 @@ def load_tables(
     verify: str = "full",
     generation: int | None = None,
     hmac_key: bytes | None = None,
+    n_threads: int = 1,
 ) -> LoadedCheckpoint:
     """Open a checkpoint; its tables are read block by block.
 
@@ -284,6 +285,8 @@ def load_tables(
         An older generation that was kept; the newest by default.
     hmac_key
         The key that the checkpoint must be signed with; by default signatures are passed over.
+    n_threads
+        Threads that read and check blocks ahead of those that are handed on; 1: none.
 
     Raises
     ------
@@ -300,7 +303,7 @@ def load_tables(
             f'verify={verify!r} is not offered: verify must be "full" (blocks are read lazily by '
             f"embstore.serving.open)"
         )
-    files = CheckpointFiles(path_of(path), generation, checked_key(hmac_key))
+    files = CheckpointFiles(path_of(path), generation, checked_key(hmac_key), n_threads)
     try:
         return LoadedCheckpoint(files, names)
     except BaseException:

@@ -14,6 +14,7 @@ def fill(source: TableSource, sink: TableSink, n_reserved: int = 0) -> None:
     CorruptCheckpointError
         If a byte is not what was saved, or the table refuses what it is given.
     """
+    sink.set_restoring(True)
     try:
         if n_reserved:
             sink.reserve(n_reserved)
@@ -27,6 +28,7 @@ def fill(source: TableSource, sink: TableSink, n_reserved: int = 0) -> None:
         raise CorruptCheckpointError(f"{source.place}: {error}") from error
     sink.set_state(settled_state(source.state, n_clamped, n_expired))
     sink.reset_changes()
+    sink.set_restoring(False)
 
 
 def _fill_rows(source: TableSource, sink: TableSink) -> int:

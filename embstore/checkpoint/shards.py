@@ -145,13 +145,14 @@ class OpenShards:
         names: Iterable[str] | None = None,
         verify: str = "full",
         generation: int | None = None,
+        hmac_key: bytes | None = None,
+        n_threads: int = 1,
     ) -> None:
         paths = paths_of(path)
         wanted = None if names is None else list(names)
         with ExitStack() as stack:
-            opened = [
-                stack.enter_context(load_tables(p, wanted, verify, generation)) for p in paths
-            ]
+            how = (wanted, verify, generation, hmac_key, n_threads)
+            opened = [stack.enter_context(load_tables(p, *how)) for p in paths]
             self.place = ", ".join(paths)
             self.store = opened[0].store
             self.tables = _tables_of(opened)

@@ -33,6 +33,7 @@ class CpuEngine:
         self.contains = self._core.contains
         self.erase = self._core.erase
         self.clear = self._core.clear
+        self.set_restoring = self._core.set_restoring
         self.reserve = self._core.reserve
         self.set_pins = self._core.set_pins
         self.bloom_write = self._core.bloom_write

@@ -208,6 +208,10 @@ class Engine(Protocol):
         """Remove all rows, candidates and counts."""
         ...
 
+    def set_restoring(self, is_restoring: bool) -> None:
+        """Say whether what is imported comes out of a checkpoint: max_bytes is not asked then."""
+        ...
+
     def reserve(self, n_rows: int) -> None:
         """Make and touch memory for `n_rows` rows."""
         ...

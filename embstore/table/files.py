@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 from embstore.engines.spec import Dtype, OnFull
+from embstore.engines.threads import num_threads
 from embstore.errors import ArgumentError
 from embstore.policies.admission import Admission
 from embstore.policies.eviction import Eviction
@@ -44,6 +45,7 @@ class TableFiles(TableSaving):
         on_evict: EvictionSink | None = None,
         verify: str = "full",
         generation: int | None = None,
+        hmac_key: bytes | None = None,
         allow_nonfinite: bool = False,
     ) -> Self:
         """Return a new table from a checkpoint; training it goes on as if it had never stopped.
@@ -77,6 +79,8 @@ class TableFiles(TableSaving):
             (To read a checkpoint without loading it: `embstore.serving`.)
         generation
             An older save that the directory keeps (``save(keep_last=...)``); the newest by default.
+        hmac_key
+            The key that the checkpoint must have been signed with (``save(hmac_key=...)``).
         allow_nonfinite
             Take rows with NaN or infinity, which are an error otherwise, but for tables made with
             ``on_nonfinite="allow"``; and values that another dtype makes infinite.
@@ -113,7 +117,9 @@ class TableFiles(TableSaving):
             evict_every=evict_every,
         )
         names = None if name is None else [name]
-        with checkpoint.OpenShards(path, names, verify, generation) as opened:
+        with checkpoint.OpenShards(
+            path, names, verify, generation, hmac_key, num_threads()
+        ) as opened:
             if len(opened.tables) != 1:
                 raise ArgumentError(
                     f"{where}: name is needed, since {opened.place} holds {list(opened.tables)}"

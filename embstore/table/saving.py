@@ -140,6 +140,7 @@ class SaveOptions(TypedDict, total=False):
     keep_last: int
     io_share: float
     snapshot_bytes: int | None
+    hmac_key: bytes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,7 @@ class SaveSettings:
     keep_last: int = 1
     io_share: float = 1.0
     snapshot_bytes: int | None = None
+    hmac_key: bytes | None = None
 
     @classmethod
     def of(cls, options: SaveOptions, where: str, tables: Iterable[TableBase]) -> Self:
@@ -211,6 +213,7 @@ class Save:
                 base=base,
                 max_deltas=self.settings.max_deltas,
                 keep_last=self.settings.keep_last,
+                hmac_key=self.settings.hmac_key,
                 pace=checkpoint.Pace(N_AHEAD if self.n_threads > 1 else 0, self._observe),
             )
             for name, table in self.tables.items():
@@ -458,6 +461,8 @@ class TableSaving(TableUpkeep):
         snapshot_bytes : int, default 0.1 of the table's bytes
             Memory for rows that are trained before they are saved; beyond it they go to a
             temporary file in `path`.
+        hmac_key : bytes, optional
+            A secret to sign the checkpoint with: see ``Table.load(hmac_key=...)``.
 
         Returns
         -------

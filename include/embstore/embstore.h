@@ -218,6 +218,8 @@ ES_API uint64_t es_table_len(const es_table* table);
 ES_API int es_table_stats(es_table* table, es_stats* out);
 ES_API int es_table_get_state(es_table* table, es_state* out);
 ES_API int es_table_set_state(es_table* table, const es_state* in);
+/* Between 1 and 0 rows and candidates are imported that a checkpoint holds: max_bytes does not bound them. */
+ES_API int es_table_set_restoring(es_table* table, int32_t is_restoring);
 ES_API int es_table_reserve(es_table* table, uint64_t n_rows); /* and prefault */
 ES_API int es_table_clear(es_table* table);
 /* Bytes that a table of this config will hold with n_rows rows and n_candidates candidates. */

@@ -326,7 +326,7 @@ inline void Table::import_candidates(const int64_t* keys, uint64_t n, const uint
     const bool is_epoch = epochs[u] <= state_.candidate_epoch && state_.candidate_epoch - epochs[u] <= kEpochMask;
     require(epochs[u] >= 0 && is_epoch, "import_candidates: an epoch is not one that a candidate can have");
   }
-  if (config_.c.max_bytes != 0 && bytes_with(0, n, 0) > config_.c.max_bytes)
+  if (is_bounded() && bytes_with(0, n, 0) > config_.c.max_bytes)
     throw Error(ES_FULL, "import_candidates: " + std::to_string(n) + " candidates do not fit into max_bytes");
   index().ensure(n);
   Commit commit(*this);

@@ -13,6 +13,7 @@
 
 #include "../core/types.h"
 #include "memory.h"
+#include "ranges.h"
 #include "slab.h"
 
 namespace embstore::cpu {
@@ -47,12 +48,16 @@ class Arena {
 
   // Takes the pages of rows [n_used, n_rows) from the system now.
   void prefault(uint64_t n_rows) {
-    for (uint64_t row = n_used_; row < n_rows;) {
-      const uint64_t end = std::min(n_rows, ((row >> shift_) + 1) << shift_);
-      char* const first = this->row(static_cast<uint32_t>(row));
-      prefault_pages(first, (end - row) * stride_);
-      row = end;
-    }
+    if (n_rows <= n_used_) return;
+    const uint64_t first_chunk = n_used_ >> shift_;
+    const uint64_t n_touched = ((n_rows - 1) >> shift_) + 1 - first_chunk;
+    for_ranges(n_touched, n_parts_for(n_rows - n_used_), [&](uint32_t, uint64_t begin, uint64_t end) {
+      for (uint64_t chunk = first_chunk + begin; chunk < first_chunk + end; ++chunk) {
+        const uint64_t first = std::max(n_used_, chunk << shift_);
+        const uint64_t last = std::min(n_rows, (chunk + 1) << shift_);
+        prefault_pages(row(static_cast<uint32_t>(first)), (last - first) * stride_);
+      }
+    });
     note_used(n_rows);
   }
 

@@ -236,7 +236,7 @@ inline uint64_t Table::bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_
 // How many of the missing keys, from the first, can be served within max_bytes.
 inline uint64_t Table::fitting_prefix(const Ticket& ticket, uint64_t n_victims) const {
   const uint64_t n = missing_.size();
-  if (config_.c.max_bytes == 0) return n;
+  if (!is_bounded()) return n;
   std::vector<uint64_t> n_rows(n + 1, 0);
   std::vector<uint64_t> n_cells(n + 1, 0);
   for (uint64_t i = 0; i < n; ++i) {

@@ -61,6 +61,7 @@ class Table {
   void reserve(uint64_t n_rows);
   void set_pins(const int64_t* keys, uint64_t n);
   void set_state(const es_state& state);
+  void set_restoring(bool is_restoring);
   void bloom_write(uint32_t partition, const uint8_t* in);
 
   // ---- looking at the whole, under the writer lock
@@ -141,6 +142,7 @@ class Table {
   uint64_t fitting_prefix(const Ticket& ticket, uint64_t n_victims) const;
   uint64_t bytes_with(uint64_t n_rows, uint64_t n_cells, uint64_t n_victims) const;
   uint64_t own_bytes() const;
+  bool is_bounded() const { return config_.c.max_bytes != 0 && !is_restoring_; }
   uint64_t scratch_bytes() const;
   bool needs_cell(const Ticket& ticket, uint64_t unique) const;
   void refuse_rows_beyond(Ticket& ticket, uint64_t limit);
@@ -199,6 +201,7 @@ class Table {
   uint64_t n_clears_ = 0;
   uint64_t n_removals_ = 0;    // rows evicted or erased since creation
   uint64_t evict_cursor_ = 0;  // a multiple of 64
+  bool is_restoring_ = false;  // rows come out of a checkpoint: they fitted into max_bytes when they were saved
   Region bloom_;
   Pins pins_;
   ChangeLog log_;
@@ -344,7 +347,7 @@ inline void Table::clear() {
 inline void Table::reserve(uint64_t n_rows) {
   Writer writer(*this);
   const uint64_t n_more = n_rows > rows().n_live() ? n_rows - rows().n_live() : 0;
-  if (config_.c.max_bytes != 0 && bytes_with(n_more, n_more, 0) > config_.c.max_bytes)
+  if (is_bounded() && bytes_with(n_more, n_more, 0) > config_.c.max_bytes)
     throw Error(ES_OUT_OF_MEMORY, "reserve: " + std::to_string(n_rows) + " rows do not fit into max_bytes");
   rows().reserve(n_more);
   rows().prefault(rows().n_ids() + n_more);
@@ -403,6 +406,11 @@ inline void Table::set_state(const es_state& state) {
   require(rows().n_live() == 0 || state.step_base == state_.step_base, "step_base is set before rows are imported");
   state_ = state;
   shared_step_base_.store(state.step_base, std::memory_order_relaxed);
+}
+
+inline void Table::set_restoring(bool is_restoring) {
+  Writer writer(*this);
+  is_restoring_ = is_restoring;
 }
 
 inline void Table::bloom_read(uint32_t partition, uint8_t* out) {
