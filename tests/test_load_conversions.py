@@ -319,12 +319,27 @@ def test_what_is_refused_is_refused_before_a_table_is_made(name, tmp_path, no_en
     assert kit.files_of(tmp_path) == before
 
 
+@pytest.mark.parametrize("on_full", ["refuse", "evict"])
+def test_a_table_that_is_full_to_its_max_bytes_comes_back(on_full, tmp_path):
+    """Whatever room its import takes: the rows fitted, and go on fitting."""
+    for max_bytes in range(40_000, 400_000, 45_000):
+        with es.Table(3, max_bytes=max_bytes, on_full=on_full) as table:
+            for step in range(30):
+                table.find_or_insert(np.arange(200) + 200 * step, step=step)
+            table.save(tmp_path)
+            n_rows = len(table)
+            with es.Table.load(tmp_path) as loaded:
+                assert len(loaded) == n_rows
+                loaded.find_or_insert(np.arange(200) - 500, step=99)
+                assert len(loaded) <= n_rows + 200
+
+
 def test_a_table_that_grows_past_max_bytes_on_the_way_in_is_closed(tmp_path, no_engine_left):
     with es.Table(2) as table:
         table.find_or_insert(np.arange(5000), step=0)
         table.save(tmp_path)
     bound = es.Table.plan(5000, dim=2).resting_bytes
-    with pytest.raises(es.CheckpointMismatchError, match=f"max_bytes={bound} while they come in"):
+    with pytest.raises(es.CheckpointMismatchError, match=f"more than max_bytes={bound}"):
         es.Table.load(tmp_path, max_bytes=bound)
 
 

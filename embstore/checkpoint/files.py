@@ -31,15 +31,15 @@ from embstore.errors import CheckpointError, CheckpointMismatchError, CorruptChe
 BATCH_BYTES = 1 << 22  # of sections that are read at once
 
 
-def _batches(sections: Iterable[Section]) -> Iterator[list[tuple[int, Section]]]:
-    """Yield sections with their offsets, a few at a time."""
+def _batches(sections: Iterable[Section], least_bytes: int) -> Iterator[list[tuple[int, Section]]]:
+    """Yield sections with their offsets, so many at a time that they have `least_bytes`."""
     batch: list[tuple[int, Section]] = []
     offset = n_bytes = 0
     for section in sections:
         batch.append((offset, section))
         offset += section.n_bytes
         n_bytes += section.n_bytes
-        if n_bytes >= BATCH_BYTES:
+        if n_bytes >= least_bytes:
             yield batch
             batch, n_bytes = [], 0
     if batch:
@@ -183,12 +183,12 @@ class CheckpointFiles:
         """Yield offset and bytes of each section, whose checksums are right."""
         read = partial(self._read, file, opened)
         if self._readers is None:
-            for batch in _batches(file.sections):
-                yield from read(batch)
+            for section in _batches(file.sections, 1):
+                yield from read(section)
             return
         reading: deque[Future[list[tuple[int, bytes]]]] = deque()
         try:
-            for batch in _batches(file.sections):
+            for batch in _batches(file.sections, BATCH_BYTES):
                 reading.append(self._readers.submit(read, batch))
                 if len(reading) > self._n_ahead:
                     yield from reading.popleft().result()

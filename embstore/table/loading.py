@@ -9,21 +9,23 @@ from embstore.checkpoint import OpenShards, SavedTable, Shard, TableSource, coun
 from embstore.engines.spec import TableSpec
 from embstore.errors import (
     ArgumentError,
-    CapacityError,
     CheckpointMismatchError,
     EmbstoreWarning,
-    OutOfMemoryError,
 )
 from embstore.table.base import TableBase
 from embstore.table.convert import Conversion, convert
 
 
 class LoadPlan(NamedTuple):
-    """A saved table and the spec it is to have; `n_reserved` rows are made room for at once."""
+    """A saved table and the spec it is to have; `n_reserved` rows are made room for at once.
+
+    `max_bytes` is a bound that was asked for; what was saved under its bound fits into that.
+    """
 
     spec: TableSpec
     source: TableSource
     n_reserved: int
+    max_bytes: int | None
 
 
 def check_names(where: str, what: str, given: Mapping[str, object], names: Iterable[str]) -> None:
@@ -80,7 +82,8 @@ def plan_load(
     spec, source = convert(source, asked, where, allow_nonfinite)
     source.check_finite(allow_nonfinite)
     _check_room(source, spec, device)
-    return LoadPlan(spec, source, 0 if shard else source.n_rows)
+    bound = None if asked.max_bytes == "saved" else spec.max_bytes
+    return LoadPlan(spec, source, 0 if shard else source.n_rows, bound)
 
 
 def _check_room(source: TableSource, spec: TableSpec, device: str) -> None:
@@ -124,12 +127,12 @@ def restore(table: TableBase, plan: LoadPlan) -> None:
 
 def _fill(table: TableBase, plan: LoadPlan) -> None:
     """Fill a table with all but the pins."""
-    try:
-        fill(plan.source, table._engine, plan.n_reserved)
-    except (CapacityError, OutOfMemoryError) as error:
-        if plan.spec.max_bytes is None:
-            raise
+    fill(plan.source, table._engine, plan.n_reserved)
+    stats = table._engine.stats()
+    parts = ("index", "meta", "values", "slots", "bloom")
+    n_bytes = sum(stats[f"nbytes_{part}"] for part in parts)
+    if plan.max_bytes is not None and n_bytes > plan.max_bytes:
         raise CheckpointMismatchError(
-            f"{plan.source.place}: its rows do not fit into max_bytes={plan.spec.max_bytes} while "
-            f"they come in; load with a greater bound, or None: {error}"
-        ) from error
+            f"{plan.source.place}: its rows take {n_bytes} bytes as they come in, more than "
+            f"max_bytes={plan.max_bytes}; load with a greater bound, or None"
+        )
