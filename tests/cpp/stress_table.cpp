@@ -1,9 +1,10 @@
-// Readers against one writer that inserts, trains, evicts, erases, grows and clears: for ThreadSanitizer and plain
-// runs.
+// Readers and a saver of snapshots against one writer that inserts, trains, evicts and erases, and grows: for
+// ThreadSanitizer and plain runs.
 //
 // Every row holds one number in all of its columns (a constant initializer and equal gradients see to that), so a torn
-// row shows itself; and pinned keys, which are never removed, must always be found.
+// row shows itself, and one number in all of its slots; and pinned keys, which are never removed, must always be found.
 // Usage: stress_table [seconds] [n_readers] [seed]; prints counts, exits 1 on a failure.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -23,6 +24,7 @@ constexpr int64_t kKeys = 1 << 15;
 
 std::atomic<bool> is_over{false};
 std::atomic<uint64_t> n_reads{0};
+std::atomic<uint64_t> n_snapshots{0};
 std::atomic<uint64_t> n_failures{0};
 
 void check(int status, const char* what) {
@@ -70,6 +72,47 @@ void read(es_table* table, unsigned seed) {
   }
 }
 
+// Whether n numbers are one.
+bool are_one(const float* numbers, uint64_t n) {
+  for (uint64_t j = 1; j < n; ++j)
+    if (numbers[j] != numbers[0]) return false;
+  return true;
+}
+
+// Reads snapshots whole, in pieces, the log too small for all that is trained meanwhile.
+void save(es_table* table) {
+  const uint64_t n_most = 300;
+  std::vector<int64_t> keys(n_most), steps(n_most);
+  std::vector<float> values(n_most * kDim), slots(n_most * kDim);
+  std::vector<uint32_t> freq(n_most);
+  while (!is_over.load()) {
+    std::FILE* file = std::tmpfile();
+    if (file == nullptr) std::exit(1);
+    es_snapshot* snapshot = nullptr;
+    check(es_snapshot_begin(table, 0, 100'000, fileno(file), &snapshot), "snapshot_begin");
+    check(es_snapshot_prepare(snapshot, 1, 1), "snapshot_prepare");
+    es_snapshot_stats stats;
+    std::memset(&stats, 0, sizeof stats);
+    stats.struct_size = sizeof stats;
+    check(es_snapshot_get_stats(snapshot, &stats), "snapshot_stats");
+    uint64_t n_pinned = 0;
+    for (uint64_t first = 0; first < stats.n_rows; first += n_most) {
+      const uint64_t n = std::min(n_most, stats.n_rows - first);
+      check(
+          es_snapshot_rows(snapshot, first, n, 1, keys.data(), values.data(), slots.data(), freq.data(), steps.data()),
+          "snapshot_rows");
+      for (uint64_t i = 0; i < n; ++i) {
+        n_failures += !are_one(&values[i * kDim], kDim) || !are_one(&slots[i * kDim], kDim);
+        for (int64_t p = 0; p < kPinned; ++p) n_pinned += keys[i] == scattered(p);
+      }
+    }
+    n_failures += n_pinned != kPinned || stats.n_rows != stats.n_live;
+    check(es_snapshot_end(snapshot, 1), "snapshot_end");
+    std::fclose(file);
+    ++n_snapshots;
+  }
+}
+
 void train(es_table* table, std::mt19937& random, int64_t step) {
   const uint64_t n = 3000;
   std::vector<int64_t> keys(n);
@@ -114,6 +157,7 @@ int main(int argc, char** argv) {
   check(es_set_pins(table, pinned.data(), kPinned), "set_pins");
   std::vector<std::thread> readers;
   for (int i = 0; i < n_readers; ++i) readers.emplace_back(read, table, seed + 100 + static_cast<unsigned>(i));
+  std::thread saver(save, table);
   std::mt19937 random(seed);
   int64_t step = 0;
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
@@ -123,8 +167,10 @@ int main(int argc, char** argv) {
   }
   is_over = true;
   for (std::thread& reader : readers) reader.join();
+  saver.join();
   es_table_destroy(table);
-  std::printf("%lld steps, %llu reads, %llu failures\n", static_cast<long long>(step),
-              static_cast<unsigned long long>(n_reads.load()), static_cast<unsigned long long>(n_failures.load()));
+  std::printf("%lld steps, %llu reads, %llu snapshots, %llu failures\n", static_cast<long long>(step),
+              static_cast<unsigned long long>(n_reads.load()), static_cast<unsigned long long>(n_snapshots.load()),
+              static_cast<unsigned long long>(n_failures.load()));
   return n_failures.load() == 0 ? 0 : 1;
 }

@@ -34,6 +34,14 @@ inline void prefault_pages(char* first, uint64_t n_bytes) {
   if (n_bytes > 0) __atomic_fetch_or(first + n_bytes - 1, 0, __ATOMIC_RELAXED);
 }
 
+// The same by the system itself, beside threads that write there; where it cannot, pages come as they are touched.
+inline void populate_pages(char* first, uint64_t n_bytes) {
+#ifndef MADV_POPULATE_WRITE
+  constexpr int MADV_POPULATE_WRITE = 23;  // Linux 5.14
+#endif
+  if (n_bytes >= kMapFrom) madvise(first, n_bytes, MADV_POPULATE_WRITE);
+}
+
 class Region {
  public:
   Region() = default;

@@ -30,7 +30,7 @@ class RowLog {
   uint64_t memory_bytes() const { return memory_.bytes(); }
   uint64_t n_in_file() const { return next_in_file_.load(std::memory_order_relaxed); }
 
-  void prefault() const { prefault_pages(memory_.data(), memory_.bytes()); }
+  void prefault() const { populate_pages(memory_.data(), memory_.bytes()); }
 
   // Writes n images, of which fill(i, char*) makes number i; their numbers go to `numbers`. False: the log is lost.
   template <class Fill>
