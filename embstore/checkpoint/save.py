@@ -39,6 +39,17 @@ class SaveReport(NamedTuple):
     n_deltas : int
         Deltas on top of the last full save, this one included.
     seconds : float
+
+    Examples
+    --------
+    >>> import tempfile, embstore as es
+    >>> table, folder = es.Table(dim=2, track_changes=True), tempfile.mkdtemp()
+    >>> for step in range(2):
+    ...     _ = table.find_or_insert([step], step=step)
+    ...     report = table.save(folder, delta=True)
+    ...     report.kind, report.n_rows, report.reason
+    ('full', 1, 'the directory has no checkpoint')
+    ('delta', 1, '')
     """
 
     kind: str
