@@ -463,6 +463,7 @@ int es_snapshot_begin(es_table* table, int32_t delta, uint64_t log_bytes, int32_
 
 int es_snapshot_prepare(es_snapshot* snapshot, int32_t n_threads, int32_t prefault) {
   return guarded([&] {
+    snapshot->table->table.snapshot_candidates(*snapshot->snapshot);
     if (prefault != 0) snapshot->snapshot->prefault();
     snapshot->snapshot->prepare(threads_of(n_threads));
   });

@@ -185,6 +185,34 @@ def test_what_changes_all_rows_changes_no_snapshot(change, n_before, make_table)
         table.close()
 
 
+def test_candidates_are_collected_while_they_change(make_table):
+    """Range by range: some change before theirs is collected, some after, and the index grows."""
+    rng = np.random.default_rng(6)
+    for _ in range(4):
+        table = build(make_table, admission=es.CounterAdmission(3, candidate_ttl=32))
+        known = rng.integers(-(2**62), 2**62, 300_000)
+        table.find_or_insert(known, step=1)
+        expected = content(table)
+        snapshot = table._engine.snapshot(False, 1 << 20, -1)
+        collecting = threading.Thread(target=snapshot.prepare, args=(1, False))
+        collecting.start()
+        n_writes = 0
+        while collecting.is_alive() or n_writes < 5:
+            n_writes += 1
+            new = rng.integers(-(2**62), 2**62, 40_000 if n_writes < 8 else 10)
+            table.find_or_insert(
+                np.concatenate([known[rng.integers(0, len(known), 3000)], new]), step=2
+            )
+            table.erase(known[rng.integers(0, len(known), 500)])
+        table.find_or_insert(ids(1), step=1000)  # all candidates expire
+        collecting.join()
+        n = snapshot.stats()["n_candidates"]
+        for found, wanted in zip(snapshot.candidates(0, n), expected["candidates"], strict=True):
+            np.testing.assert_array_equal(found, wanted)
+        snapshot.end(True)
+        table.close()
+
+
 def test_a_delta_is_what_the_change_log_names(make_table):
     table = build(make_table, track_changes=True)
     fill(table, np.random.default_rng(2))

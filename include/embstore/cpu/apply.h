@@ -330,8 +330,10 @@ inline void Table::import_candidates(const int64_t* keys, uint64_t n, const uint
     throw Error(ES_FULL, "import_candidates: " + std::to_string(n) + " candidates do not fit into max_bytes");
   index().ensure(n);
   Commit commit(*this);
-  for (uint64_t u = 0; u < n; ++u)
+  for (uint64_t u = 0; u < n; ++u) {
+    note_candidate(d.keys[u], kWordEmpty);
     index().insert(d.keys[u], lookup_.hashes[u], word_of_candidate(counts[u], static_cast<uint64_t>(epochs[u])));
+  }
   n_candidates_ += n;
 }
 

@@ -76,13 +76,17 @@ class Index {
         if (view_.from[b].word[i] >= kWordFirstRow) visit(Cell{&view_.from[b], i, view_.from[b].word[i]});
   }
 
-  // Calls visit(key, word) for each candidate or row of buckets [first, end), of n_scanned_buckets() in all; a move may
-  // be under way. Several threads may scan.
-  uint64_t n_scanned_buckets() const {
-    return view_.n_from + pad_of(view_.n_from) + (view_.to != nullptr ? view_.n_to + pad_of(view_.n_to) : 0);
-  }
+  // Calls visit(key, word) for each candidate whose hash is in [first, last]. A move may be under way: where hashes are
+  // told apart, not buckets, a scan in pieces misses nothing that moves between them.
   template <class Visit>
-  void scan(uint64_t first, uint64_t end, const Visit& visit) const;
+  void scan_candidates(uint64_t first, uint64_t last, const Visit& visit) const {
+    const uint64_t boundary = view_.to != nullptr ? view_.boundary : 0;
+    scan_array(view_.from, view_.n_from, first, last, [&](uint64_t key, uint64_t hash, uint32_t word) {
+      if (bucket_of(hash, view_.n_from) >= boundary) visit(key, word);  // what was moved is dead here
+    });
+    if (view_.to != nullptr)
+      scan_array(view_.to, view_.n_to, first, last, [&](uint64_t key, uint64_t, uint32_t word) { visit(key, word); });
+  }
 
  private:
   static constexpr uint64_t kLeastBuckets = 4;
@@ -105,6 +109,8 @@ class Index {
     return buckets_at_load(n_keys, 5);
   }
 
+  template <class Visit>
+  void scan_array(const Bucket* buckets, uint64_t n, uint64_t first, uint64_t last, const Visit& visit) const;
   void begin_move(uint64_t n_buckets);
   void move_homes(uint64_t end);
   void move_bucket(const Bucket& bucket, uint64_t first_home, uint64_t end_home);
@@ -157,18 +163,18 @@ inline void Index::publish() {
   ++layout_;
 }
 
+// The candidates of one bucket array; keys may lie beyond their homes up to the next bucket with an empty cell.
 template <class Visit>
-void Index::scan(uint64_t first, uint64_t end, const Visit& visit) const {
-  const uint64_t n_from = view_.n_from + pad_of(view_.n_from);
-  for (uint64_t b = first; b < end; ++b) {
-    const bool is_in_from = b < n_from;
-    const Bucket& bucket = is_in_from ? view_.from[b] : view_.to[b - n_from];
+void Index::scan_array(const Bucket* buckets, uint64_t n, uint64_t first, uint64_t last, const Visit& visit) const {
+  const uint64_t last_home = bucket_of(last, n);
+  for (uint64_t b = bucket_of(first, n); b < n + pad_of(n); ++b) {
+    const Bucket& bucket = buckets[b];
     for (uint32_t i = 0; i < kCells; ++i) {
-      if (bucket.word[i] < kWordFirstRow) continue;
-      const bool may_be_dead = is_in_from && view_.to != nullptr;
-      if (may_be_dead && bucket_of(hash(bucket.key[i]), view_.n_from) < view_.boundary) continue;
-      visit(bucket.key[i], bucket.word[i]);
+      if (!is_candidate_word(bucket.word[i])) continue;
+      const uint64_t hash = this->hash(bucket.key[i]);
+      if (hash >= first && hash <= last) visit(bucket.key[i], hash, bucket.word[i]);
     }
+    if (b >= last_home && has_empty_cell(bucket)) return;
   }
 }
 

@@ -80,6 +80,7 @@ inline void Table::expire_candidates(int64_t step) {
   index().for_each([&](const Cell& cell) {
     if (!is_candidate_word(cell.word)) return;
     if (!is_candidate_expired(candidate_epoch(cell.word, state_.candidate_epoch), now, ttl)) return;
+    note_candidate(cell.bucket->key[cell.slot], cell.word);
     index().remove(cell);
     --n_candidates_;
     ++state_.n_candidates_expired;
@@ -405,7 +406,8 @@ inline void Table::publish_rows(const Ticket& ticket) {
     if (cell.bucket == nullptr) {
       index().insert(d.keys[u], lookup_.hashes[u], word);
     } else {
-      index().set_word(cell, word);  // it was a candidate
+      note_candidate(d.keys[u], cell.word);
+      index().set_word(cell, word);
       --n_candidates_;
     }
   }
@@ -428,6 +430,7 @@ inline void Table::count_pending(const Ticket& ticket) {
     }
     const Cell& cell = lookup_.cells[u];
     const uint32_t word = word_of_candidate(saturating_add(before_[u], lookup_.occurrences[u]), epoch);
+    note_candidate(d.keys[u], cell.word);
     if (cell.bucket == nullptr) {
       index().insert(d.keys[u], lookup_.hashes[u], word);
       ++n_candidates_;

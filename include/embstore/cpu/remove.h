@@ -139,6 +139,7 @@ inline uint64_t Table::erase(const int64_t* keys, uint64_t n) {
     if (cell.bucket == nullptr) continue;
     index().remove(cell);
     if (is_candidate_word(cell.word)) {
+      note_candidate(ticket->distinct.keys[u], cell.word);
       --n_candidates_;
       continue;
     }

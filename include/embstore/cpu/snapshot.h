@@ -1,16 +1,16 @@
 // What a table held at one moment, the cut, read by a save while writers go on.
 //
 // 1. Whoever changes a row of the cut that has not been read yet copies it into the log first: protect(). Each row has
-// a
-//    word that says who copies it, or where its image is; it is claimed for the copy of one row and no longer.
-// 2. Candidates are copied at the cut; blocks of the bloom filter are kept as they change, until their partition is
-// read.
+//    a word that says who copies it, or where its image is; it is claimed for the copy of one row alone.
+// 2. Candidates are collected a range of hashes at a time, and what one was at the cut is noted before it changes;
+//    blocks of the bloom filter are kept as they change, until their partition is read.
 // 3. Nothing here fails a writer: without memory, or with a full disk, the snapshot is lost, and its reader is told.
 // 4. The cut and the calls for writers belong to the table's writer lock; all others to one saving thread.
 #ifndef EMBSTORE_CPU_SNAPSHOT_H_
 #define EMBSTORE_CPU_SNAPSHOT_H_
 
 #include <array>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -44,7 +44,7 @@ class Snapshot {
 
   // ---- the cut
   void cut(std::shared_ptr<Storage> storage, const es_state& state, ChangeLog* changes, bool is_delta);
-  void take_candidates(const Index& index);
+  void begin_candidates() { is_collecting_ = true; }
   void take_bloom(const Region& bloom, uint64_t n_blocks);
 
   // ---- for writers
@@ -52,9 +52,11 @@ class Snapshot {
   void freeze_metas();  // before the steps or frequencies of all rows change
   void freeze_bloom();  // before all of the filter changes
   void keep_block(uint64_t block);
-  void detach() { is_detached_ = true; }  // the rows and the index are this snapshot's alone
+  void note_candidate(uint64_t key, uint32_t word);  // its word before a change; kWordEmpty where there was none
+  void detach() { is_detached_ = true; }             // the rows and the index are this snapshot's alone
   bool is_detached() const { return is_detached_; }
   void read_bloom(uint32_t partition, uint8_t* out);
+  bool collect_candidates();
   TakenChanges& changes() { return changes_; }
 
   // ---- for the saving thread
@@ -71,7 +73,7 @@ class Snapshot {
   uint64_t n_in_file() const { return log_.n_in_file(); }
   uint64_t bytes() const {
     return log_.memory_bytes() + (set_.capacity() + changes_.written.capacity()) * 8 + n_rows_ * sizeof(uint32_t) +
-           candidates_.capacity() * sizeof(Candidate) + frozen_metas_.bytes() + frozen_bloom_.bytes();
+           frozen_metas_.bytes() + frozen_bloom_.bytes();
   }
 
  private:
@@ -128,9 +130,13 @@ class Snapshot {
   std::atomic<bool> is_read_{false};
   std::atomic<int> error_{0};
 
+  bool is_collecting_ = false;
+  uint32_t n_ranges_ = 0;  // of hashes
+  uint32_t n_collected_ = 0;
   std::vector<Candidate> candidates_;
-  bool is_sorted_ = false;           // candidates_
-  bool is_removed_settled_ = false;  // changes_.removed are those of a delta
+  std::unordered_map<int64_t, uint32_t> noted_;  // the words at the cut of those that have changed
+  bool is_sorted_ = false;                       // candidates_
+  bool is_removed_settled_ = false;              // changes_.removed are those of a delta
 
   struct BlockImage {
     uint64_t block;
@@ -162,27 +168,6 @@ inline void Snapshot::cut(std::shared_ptr<Storage> storage, const es_state& stat
   if (is_delta)
     for (uint64_t w = 0; w < n_words; ++w) set_[w] &= changes_.written[w];
   for (const uint64_t bits : set_) n_rows_ += static_cast<uint64_t>(__builtin_popcountll(bits));
-}
-
-inline void Snapshot::take_candidates(const Index& index) {
-  const uint64_t n_buckets = index.n_scanned_buckets();
-  const uint32_t n_parts = n_parts_for(n_buckets);
-  std::vector<std::vector<Candidate>> found(n_parts);
-  std::atomic<bool> has_memory{true};
-  ThreadPool::instance().run(n_parts, [&](uint32_t part) {
-    try {
-      index.scan(n_buckets * part / n_parts, n_buckets * (part + 1) / n_parts, [&](uint64_t key, uint32_t word) {
-        if (is_candidate_word(word)) found[part].push_back(Candidate{static_cast<int64_t>(key), word});
-      });
-    } catch (const std::bad_alloc&) {
-      has_memory.store(false);
-    }
-  });
-  if (!has_memory.load()) throw std::bad_alloc();
-  uint64_t n = 0;
-  for (const auto& part : found) n += part.size();
-  candidates_.reserve(n);
-  for (const auto& part : found) candidates_.insert(candidates_.end(), part.begin(), part.end());
 }
 
 inline void Snapshot::take_bloom(const Region& bloom, uint64_t n_blocks) {
@@ -360,11 +345,45 @@ inline const std::vector<int64_t>& Snapshot::deleted() {
 
 // ---- candidates and the filter
 
+inline void Snapshot::note_candidate(uint64_t key, uint32_t word) {
+  if (!is_collecting_ || is_detached_) return;
+  try {
+    noted_.emplace(static_cast<int64_t>(key), word);  // the first is the cut's
+  } catch (const std::bad_alloc&) {
+    lose(ENOMEM);
+  }
+}
+
+// One more range of hashes, under the writer lock; whether there are others.
+inline bool Snapshot::collect_candidates() {
+  constexpr uint64_t kCellsAtOnce = 1 << 15;
+  if (!is_collecting_) return false;
+  const Index& index = storage_->index;
+  if (n_ranges_ == 0) n_ranges_ = static_cast<uint32_t>(index.n_cells() / kCellsAtOnce + 1);
+  const auto hash_from = [&](uint32_t range) {
+    return static_cast<uint64_t>((static_cast<unsigned __int128>(range) << 64) / n_ranges_);
+  };
+  const bool is_last = n_collected_ + 1 == n_ranges_;
+  const uint64_t last = is_last ? UINT64_MAX : hash_from(n_collected_ + 1) - 1;
+  index.scan_candidates(hash_from(n_collected_), last, [&](uint64_t key, uint32_t word) {
+    candidates_.push_back(Candidate{static_cast<int64_t>(key), word});
+  });
+  ++n_collected_;
+  is_collecting_ = !is_last;
+  return !is_last;
+}
+
+// What was collected, but for candidates that have changed since the cut: those as they were.
 inline const std::vector<Candidate>& Snapshot::candidates() {
-  if (!is_sorted_)
-    std::sort(candidates_.begin(), candidates_.end(),
-              [](const Candidate& a, const Candidate& b) { return is_before_in_files(a.key, b.key); });
+  if (is_sorted_) return candidates_;
   is_sorted_ = true;
+  candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
+                                   [&](const Candidate& candidate) { return noted_.count(candidate.key) != 0; }),
+                    candidates_.end());
+  for (const auto& [key, word] : noted_)
+    if (is_candidate_word(word)) candidates_.push_back(Candidate{key, word});
+  std::sort(candidates_.begin(), candidates_.end(),
+            [](const Candidate& a, const Candidate& b) { return is_before_in_files(a.key, b.key); });
   return candidates_;
 }
 

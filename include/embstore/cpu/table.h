@@ -79,6 +79,7 @@ class Table {
 
   // ---- a save beside writers: one snapshot at a time
   std::shared_ptr<Snapshot> snapshot_begin(bool is_delta, uint64_t log_bytes, int file);
+  void snapshot_candidates(Snapshot& snapshot);
   void snapshot_bloom(Snapshot& snapshot, uint32_t partition, uint8_t* out);
   void snapshot_end(Snapshot& snapshot, bool is_saved);
 
@@ -121,6 +122,7 @@ class Table {
   Rows& rows() { return storage_->rows; }
   const RowFormat& format() const { return config_.format; }
   void protect(const Ticket& ticket);
+  void note_candidate(uint64_t key, uint32_t word);
   BirthContext birth_context() const;
 
   // insert.h
@@ -374,11 +376,23 @@ inline std::shared_ptr<Snapshot> Table::snapshot_begin(bool is_delta, uint64_t l
   auto snapshot = std::make_shared<Snapshot>(format(), log_bytes, file);
   Writer writer(*this);
   require(snapshot_ == nullptr, "another snapshot of this table is being saved");
-  if (config_.has_counter()) snapshot->take_candidates(index());
+  if (config_.has_counter()) snapshot->begin_candidates();
   if (config_.has_bloom()) snapshot->take_bloom(bloom_, config_.bloom_bytes() / kPartitions / kBloomBlockBytes);
   snapshot->cut(storage_, state_, &log_, is_delta);
   snapshot_ = snapshot;
   return snapshot;
+}
+
+inline void Table::snapshot_candidates(Snapshot& snapshot) {
+  for (bool has_more = true; has_more; std::this_thread::yield()) {
+    Writer writer(*this);
+    has_more = snapshot.collect_candidates();
+  }
+}
+
+// Before the cell of a candidate changes, or of a key that becomes one.
+inline void Table::note_candidate(uint64_t key, uint32_t word) {
+  if (snapshot_ != nullptr) snapshot_->note_candidate(key, word);
 }
 
 inline void Table::snapshot_bloom(Snapshot& snapshot, uint32_t partition, uint8_t* out) {
