@@ -153,9 +153,8 @@ def without_generation(path):
     return files, kit.read_manifest(path)["tables"]
 
 
-@given(PROGRAMS, st.sampled_from([40, 1 << 20]))
-@settings(max_examples=60)
-def test_random_programs_of_writes_and_saves(program, block_bytes):
+def run_program(program, block_bytes):
+    """Run a program; after each save the chain is the table, and compacted a full save of it."""
     model, digest = Model(), None
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "BLOCK_BYTES", block_bytes)
@@ -180,6 +179,19 @@ def test_random_programs_of_writes_and_saves(program, block_bytes):
         checkpoint.compact(chained)
         checkpoint.save_tables(whole, {"t": table})
         assert without_generation(chained) == without_generation(whole)
+
+
+@given(PROGRAMS, st.sampled_from([40, 1 << 20]))
+@settings(max_examples=60)
+def test_random_programs_of_writes_and_saves(program, block_bytes):
+    run_program(program, block_bytes)
+
+
+@pytest.mark.torture
+@given(PROGRAMS, st.sampled_from([1, 40, 1 << 20]))
+@settings(max_examples=2000)
+def test_many_random_programs_of_writes_and_saves(program, block_bytes):
+    run_program(program, block_bytes)
 
 
 # ---- full or delta
