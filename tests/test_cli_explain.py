@@ -10,6 +10,7 @@ from reference.admission import Bloom
 
 import embstore as es
 from embstore import checkpoint
+from embstore.cli._bloom import estimate, fixed_hash
 from embstore.cli.explain import explained, key_of
 
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -116,11 +117,28 @@ def test_explain_candidates(capsys, tmp_path):
     assert "forgotten from step" in run(capsys, "explain", tmp_path / "c", 2)[1]
 
 
-@pytest.mark.parametrize(("min_count", "fpr"), [(2, 0.05), (4, 0.05), (16, 0.05), (2, 1e-4)])
-def test_explain_the_bloom_filter(capsys, tmp_path, min_count, fpr):
-    capacity = 3000 if fpr > 1e-4 else 200_000
-    policy = es.BloomAdmission(min_count, capacity, fpr)
-    assert fpr > 1e-4 or policy.n_hashes > 7  # more than one word of hash bits
+@pytest.mark.parametrize("cell_bits", [1, 2, 4])
+@pytest.mark.parametrize("n_hashes", [1, 7, 8, 9, 16])
+def test_estimates_of_a_full_filter(cell_bits, n_hashes):
+    random = np.random.default_rng(n_hashes)
+    model = Bloom(es.BloomAdmission(2, 100))
+    model.cell_bits, model.n_hashes, model.blocks = cell_bits, n_hashes, 3
+    shape = (256 * 3, 512 // cell_bits)
+    model.cells = np.where(random.random(shape) < 0.9, random.integers(0, 2**cell_bits, shape), 0)
+    model.cells[random.random(shape) < 0.7] = 2**cell_bits - 1
+    keys = random.integers(-(2**63), 2**63, 500)
+    data = [model.partition_bytes(partition) for partition in range(256)]
+    found = [
+        estimate(key, data[fixed_hash(key % 2**64) >> 56], cell_bits, n_hashes)
+        for key in keys.tolist()
+    ]
+    assert found == model.counts_before(keys).tolist()
+    assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize("min_count", [2, 4, 16])
+def test_explain_the_bloom_filter(capsys, tmp_path, min_count):
+    policy = es.BloomAdmission(min_count, capacity=3000, fpr=0.05)
     table = es.Table(2, admission=policy)
     random = np.random.default_rng(min_count)
     for step in range(3):
