@@ -194,9 +194,8 @@ def test_a_child_that_fails_is_told(tmp_path):
 @pytest.mark.unsanitized
 def test_a_child_does_not_outlive_its_host(tmp_path):
     case = {"do": "loop", "path": str(tmp_path / "saved"), "n_keys": 30, "kinds": ["full"]}
-    with pytest.raises(ZeroDivisionError), Host(tmp_path / "log") as host:
+    with Host(tmp_path / "log") as host:
         assert next(host.start(case).lines()) == "begun 1"
-        raise ZeroDivisionError
 
 
 def test_the_seam_counts_and_goes_away(tmp_path):
