@@ -1,6 +1,7 @@
 """The preloaded library tests/cpp/fault_shim.c: how to build it, arm it, and read its journal."""
 
 import ctypes
+import os
 import random
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent / "cpp" / "fault_shim.c"
 PAGE = 4096
+DIRECTORY = "directory"
 
 
 def build(folder):
@@ -127,14 +129,17 @@ class Disk:
     """A folder as a disk has it: files, and names of which some are not durable yet.
 
     A call that changes names (create, rename, unlink, link, mkdir) is durable after an fsync of
-    the directory, and until then kept or lost as a whole, each for itself.
+    their directory, and until then kept or lost as a whole, each for itself. What lies in a
+    directory whose own name is lost is lost with it.
     """
 
     def __init__(self, folder):
         self.folder = str(folder)
         self.inodes, self.names, self.pending = {}, {}, []
         for path in sorted(Path(folder).rglob("*")):
-            if path.is_file():
+            if path.is_dir():
+                self.names[str(path)] = DIRECTORY
+            else:
                 inode = path.stat().st_ino
                 self.inodes[inode] = Inode()
                 self.inodes[inode].write(0, path.read_bytes() or b"")
@@ -153,11 +158,14 @@ class Disk:
             self.inodes[inode].sync()
         elif op == "d":
             for changes in self.pending:
-                self._change(self.names, changes)
-            self.pending = []
+                if os.path.dirname(next(iter(changes))) == first:
+                    self._change(self.names, changes)
+            self.pending = [c for c in self.pending if os.path.dirname(next(iter(c))) != first]
         elif op == "c":
             self.inodes[inode] = Inode()
             self._pend({first: inode})
+        elif op == "m":
+            self._pend({first: DIRECTORY})
         elif op == "u":
             self._pend({first: None})
         elif op == "r":
@@ -193,12 +201,18 @@ class Disk:
                 self._change(names, changes)
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir()
-        for name, inode in names.items():
-            (into / Path(name).name).write_bytes(self.inodes[inode].after_loss(rng))
+        for name, inode in sorted(names.items()):
+            found = into / Path(name).relative_to(self.folder)
+            if not found.parent.is_dir():
+                continue
+            if inode == DIRECTORY:
+                found.mkdir()
+            else:
+                found.write_bytes(self.inodes[inode].after_loss(rng))
 
 
 def power_losses(disk, journal, into, n_cases, seed):
-    """Yield (marks so far, what is lost) for power losses at random places of a journal.
+    """Yield the marks so far, for power losses at random places of a journal.
 
     Parameters
     ----------
@@ -219,4 +233,4 @@ def power_losses(disk, journal, into, n_cases, seed):
             disk.apply(operation)
         done = place
         disk.lose(rng, into)
-        yield list(marks), place
+        yield list(marks)

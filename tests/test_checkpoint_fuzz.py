@@ -7,6 +7,9 @@ from pathlib import Path
 import checkpoint_kit as kit
 import pytest
 
+import embstore as es
+from embstore import checkpoint
+
 FUZZER = Path(__file__).parent / "fuzz_checkpoint.py"
 
 
@@ -36,6 +39,17 @@ def test_some_mutated_checkpoints(tmp_path):
     counts = fuzz(tmp_path / "fuzz", seed=0, first=0, n_cases=300)
     assert counts["refused"] > 100
     assert counts["loaded"] > 10
+
+
+@pytest.mark.parametrize("member", ["sections", "files", "tables"])
+def test_a_hundred_thousand_of_a_member_are_refused(tmp_path, member):
+    checkpoint.save_tables(tmp_path, {"t": kit.memory_table()})
+    document = kit.read_manifest(tmp_path)
+    holder = document["files"][0] if member == "sections" else document
+    holder[member] *= 100_000 // len(holder[member])
+    kit.write_manifest(tmp_path, document)
+    with pytest.raises(es.CorruptCheckpointError):
+        checkpoint.verify(tmp_path)
 
 
 @pytest.mark.torture

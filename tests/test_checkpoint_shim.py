@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import checkpoint_kit as kit
 import delta_saves
@@ -142,22 +143,28 @@ def test_each_call_of_a_save_fails(host, tmp_path, kind, record):
 # ---- power losses
 
 
-def losses(host, tmp_path, n_cases, seed, unsynced=(), kind="full"):
-    """Lose the power at random moments of some saves; return what was wrong, for each case."""
-    EachCall(tmp_path / "disk", host, kind)  # makes the checkpoint that is there before
-    path = tmp_path / "disk" / f"base-{kind}"
-    case = {"do": "journal", "path": str(path), "n_keys": N_KEYS_EACH_CALL, "kind": kind}
+def losses(host, tmp_path, n_cases, seed, unsynced=(), kind="full", is_first=False):
+    """Lose the power at random moments of some saves; return what was wrong, for each case.
+
+    The saves go to a checkpoint that is there; if `is_first`, to a folder that is not there yet.
+    """
+    root = tmp_path / "disk"
+    below = Path("new", "deep") if is_first else Path(f"base-{kind}")
+    if not is_first:
+        EachCall(root, host, kind)  # makes the checkpoint
+    base_step = 0 if is_first else BASE_STEP
+    disk = fault_shim.Disk(root)
+    case = {"do": "journal", "path": str(root / below), "n_keys": N_KEYS_EACH_CALL, "kind": kind}
     case |= {"journal": str(tmp_path / "journal"), "n_saves": 4, "unsynced": unsynced}
-    disk = fault_shim.Disk(path)
     (line,) = host.start(case).lines()
     assert line.startswith("calls")
     twin, found = Twin(N_KEYS_EACH_CALL), []
     journal = fault_shim.read_journal(tmp_path / "journal")
     assert {operation.op for operation in journal} >= set("cwru!")
-    for marks, _ in fault_shim.power_losses(disk, journal, tmp_path / "lost", n_cases, seed):
-        steps = {word: BASE_STEP for word in ("begun", "done")}
+    for marks in fault_shim.power_losses(disk, journal, tmp_path / "lost", n_cases, seed):
+        steps = {word: base_step for word in ("begun", "done")}
         steps |= {mark.split()[0]: int(mark.split()[1]) for mark in marks}
-        _, fault = fault_of(tmp_path / "lost", twin, steps["done"], steps["begun"])
+        _, fault = fault_of(tmp_path / "lost" / below, twin, steps["done"], steps["begun"])
         found.append(fault)
     return found
 
@@ -165,6 +172,10 @@ def losses(host, tmp_path, n_cases, seed, unsynced=(), kind="full"):
 @pytest.mark.parametrize("kind", ["full", "compact"])
 def test_power_losses(host, tmp_path, kind):
     assert losses(host, tmp_path, 60, seed=0, kind=kind) == [None] * 60
+
+
+def test_power_losses_while_the_folder_is_made(host, tmp_path):
+    assert losses(host, tmp_path, 60, seed=0, is_first=True) == [None] * 60
 
 
 @pytest.mark.parametrize("unsynced", ["files", "directories"])
@@ -177,5 +188,7 @@ def test_a_save_that_does_not_sync_is_caught_by_the_model(host, tmp_path, unsync
 @pytest.mark.parametrize("kind", delta_saves.KINDS)
 def test_many_power_losses(host, tmp_path, kind, record):
     tally = record("R1", "power losses: unsynced pages, sizes and names kept at random", "losses")
-    assert losses(host, tmp_path, 500, seed=1, kind=kind) == [None] * 500
-    tally.passed(500)
+    for is_first in (False, True):
+        found = losses(host, tmp_path, 500, seed=1, kind=kind, is_first=is_first)
+        assert found == [None] * 500
+        tally.passed(500)

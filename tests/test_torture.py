@@ -34,6 +34,7 @@ def quick_disk(monkeypatch):
     monkeypatch.setattr(fsio.calls, "fsync", lambda fd: None)
 
 
+@pytest.mark.unsanitized
 def test_a_quick_run_keeps_all_promises(tmp_path, capsys):
     assert main(["torture", str(tmp_path), "--quick", "--seed", "1", "--json"]) == 0
     printed = capsys.readouterr()
@@ -45,6 +46,7 @@ def test_a_quick_run_keeps_all_promises(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.unsanitized
 def test_what_fails_is_told_and_kept(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(_torture_damage, "verify", lambda path: None)
     assert main(["torture", str(tmp_path), "--minutes", "0.02", "--seed", "5", "--kills", "2"]) == 1
@@ -171,6 +173,7 @@ main()
 """
 
 
+@pytest.mark.unsanitized
 def test_a_rename_in_two_steps_is_seen(tmp_path):
     with Host(tmp_path / "log", RENAMES_IN_TWO_STEPS, kit.environment()) as host:
         each = EachCall(tmp_path, host, "full")
@@ -180,11 +183,19 @@ def test_a_rename_in_two_steps_is_seen(tmp_path):
     assert ["holds no checkpoint" in str(fault) for fault in faults] == [False, True]
 
 
+@pytest.mark.unsanitized
 def test_a_child_that_fails_is_told(tmp_path):
     code = "from embstore.cli._torture_host import serve; serve(lambda case: 1 / 0)"
     with Host(tmp_path / "log", code) as host:
         assert "ZeroDivisionError" in RandomKills(tmp_path, host, 0).kill_one()
     assert "ZeroDivisionError" in Path(tmp_path / "log").read_text()
+
+
+@pytest.mark.unsanitized
+def test_a_child_does_not_outlive_its_host(tmp_path):
+    case = {"do": "loop", "path": str(tmp_path / "saved"), "n_keys": 30, "kinds": ["full"]}
+    with Host(tmp_path / "log") as host:
+        assert next(host.start(case).lines()) == "begun 1"
 
 
 def test_the_seam_counts_and_goes_away(tmp_path):

@@ -1,5 +1,6 @@
 """Damage: whatever is changed in a checkpoint's files, verify says so with a typed error."""
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,8 +55,11 @@ class Damage:
         file = self.path / name
         if data is None:
             file.unlink(missing_ok=True)
-        else:
-            file.write_bytes(data)
+            return
+        with file.open("r+b" if file.exists() else "wb") as opened:
+            opened.write(data)
+            if len(data) < os.fstat(opened.fileno()).st_size:
+                opened.truncate()  # only then: file systems flush what is cut off and written anew
 
     def flips(self, tally: Tally, seed: int) -> None:
         """Change random bytes by random masks, one at a time, until the time is over."""

@@ -28,6 +28,7 @@ class Host:
     def __init__(
         self, log: Path, code: str = SERVE, environment: Mapping[str, str] | None = None
     ) -> None:
+        self._child: Child | None = None
         self._log_path = log
         self._log = log.open("ab")
         self._process = subprocess.Popen(
@@ -43,13 +44,16 @@ class Host:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._child is not None:
+            self._child.kill()
         self._process.communicate()
         self._log.close()
 
     def start(self, case: Case) -> "Child":
         """Fork a child that does `case`; the child before must have ended."""
         self.tell(json.dumps(case))
-        return Child(self, int(self.hear()))
+        self._child = Child(self, int(self.hear()))
+        return self._child
 
     def tell(self, line: str) -> None:
         """Send a line."""
@@ -106,10 +110,16 @@ def say(line: str) -> None:
 def serve(run: Callable[[Case], None]) -> None:
     """Fork a child for each line of standard input; the child runs the case that it describes."""
     for line in sys.stdin:
+        gate, opener = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.close(opener)
+            os.read(gate, 1)  # its number is said before it says anything
+            os.close(gate)
             _be_child(run, json.loads(line))
         say(str(pid))
+        os.close(opener)
+        os.close(gate)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         say("end")
         sys.stdin.readline()

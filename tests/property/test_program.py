@@ -32,7 +32,9 @@ def test_random_program_of_large_batches(seed, threads):
 
 @pytest.mark.torture
 @pytest.mark.parametrize("seed", range(N_TORTURE_SEEDS))
-def test_ten_million_key_operations(seed):
+def test_ten_million_key_operations(seed, record):
+    tally = record("R7", "random programs of all verbs against the oracle", "key operations")
     n_programs = N_TORTURE_KEYS // N_TORTURE_SEEDS // KEYS_PER_PROGRAM
     for program in range(n_programs):
         run_program(1000 * (seed + 1) + program, KEYS_PER_PROGRAM)
+        tally.passed(KEYS_PER_PROGRAM)
