@@ -24,6 +24,7 @@ from embstore.table.base import EvictionSink, locked, writing
 from embstore.table.batch import FeatureBatch, PoolMode, as_bags
 from embstore.table.features import Joint, items_by_feature, keys_by_feature
 from embstore.table.files import Bound, LoadAdmission, LoadEviction, Saved
+from embstore.table.save import Path, SaveOptions
 from embstore.table.table import ADMIT, MISSING, Admit, Missing, Table
 
 if TYPE_CHECKING:
@@ -319,10 +320,10 @@ class Store:
 
     def save(
         self,
-        path: saving.Path,
+        path: Path,
         extra: Any = None,
         evict: bool = False,
-        **options: Unpack[saving.SaveOptions],
+        **options: Unpack[SaveOptions],
     ) -> "SaveReport":
         """Write a checkpoint of all tables as of one moment; see ``Table.save``.
 
@@ -349,12 +350,12 @@ class Store:
 
     def save_async(
         self,
-        path: saving.Path,
+        path: Path,
         extra: Any = None,
         evict: bool = False,
         *,
         on_done: Callable[[saving.SaveHandle], object] | None = None,
-        **options: Unpack[saving.SaveOptions],
+        **options: Unpack[SaveOptions],
     ) -> saving.SaveHandle:
         """Write a checkpoint of all tables as they are now, while training goes on.
 
@@ -380,7 +381,7 @@ class Store:
     @classmethod
     def load(
         cls,
-        path: saving.Path | Sequence[saving.Path],
+        path: Path | Sequence[Path],
         *,
         tables: Iterable[str] | None = None,
         device: str = "cpu",

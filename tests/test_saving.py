@@ -382,9 +382,9 @@ def gated(call, gate):
 
 def test_the_share_of_the_time_is_kept_to(tmp_path, monkeypatch):
     rests = []
-    monkeypatch.setattr("embstore.table.saving.time.sleep", rests.append)
+    monkeypatch.setattr("embstore.table.save.time.sleep", rests.append)
     ticks = iter(range(10**6))
-    monkeypatch.setattr("embstore.table.saving.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("embstore.table.save.time.perf_counter", lambda: float(next(ticks)))
     with make(dim=256) as table:
         table.assign(np.arange(5000), np.ones((5000, 256), np.float32))
         table.save(tmp_path, io_share=0.25)

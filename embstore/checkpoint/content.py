@@ -168,7 +168,21 @@ class CandidateBlock:
         return CandidateBlock(self.keys[part], self.counts[part], self.epochs[part])
 
 
-Block = TypeVar("Block", RowBlock, CandidateBlock)
+@dataclass(frozen=True, slots=True, eq=False)
+class KeyBlock:
+    """The keys of a block alone."""
+
+    keys: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, part: Any) -> "KeyBlock":
+        """Return a part of the keys, by a slice or an array of places."""
+        return KeyBlock(self.keys[part])
+
+
+Block = TypeVar("Block", RowBlock, CandidateBlock, KeyBlock)
 
 
 def joined(blocks: Sequence[Block]) -> Block:

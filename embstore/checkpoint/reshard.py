@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embstore.checkpoint import manifest as manifests
 from embstore.checkpoint.compact import LoadedView
-from embstore.checkpoint.content import CandidateBlock, RowBlock
+from embstore.checkpoint.content import CandidateBlock, KeyBlock, RowBlock
 from embstore.checkpoint.partition import N_PARTITIONS, partition_of
 from embstore.checkpoint.paths import Path, path_of
 from embstore.checkpoint.reader import LoadedTable
@@ -25,7 +25,6 @@ from embstore.checkpoint.save import save_tables
 from embstore.checkpoint.shards import MAX_SHARDS, OpenShards, Shard, paths_of, shard_of
 from embstore.checkpoint.source import (
     LAST,
-    KeyBlock,
     TableSource,
     clamp_steps,
     drop_expired,

@@ -4,14 +4,13 @@ A source is read as often as one likes; what it yields is by (partition, key), e
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embstore.checkpoint.checks import STEP_SPAN
-from embstore.checkpoint.content import CandidateBlock, RowBlock
+from embstore.checkpoint.content import Block, CandidateBlock, RowBlock
 from embstore.checkpoint.layout import Slots
 from embstore.checkpoint.partition import N_PARTITIONS
 from embstore.checkpoint.reader import LoadedTable
@@ -20,32 +19,6 @@ from embstore.policies import admission as admissions
 LAST = N_PARTITIONS - 1
 
 State = dict[str, int | float]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KeyBlock:
-    """The keys of a block alone."""
-
-    keys: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
-class Block(Protocol):
-    """Entries of a table, one a key."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def keys(self) -> NDArray[np.int64]:
-        """(n,) int64."""
-        ...
-
-    def __len__(self) -> int: ...
-
-
-BlockT = TypeVar("BlockT", bound=Block)
 
 
 class TableSource(Protocol):
@@ -131,33 +104,13 @@ class SavedTable:
         self._table.check_finite(allow_nonfinite)
 
 
-def columns_of(block: BlockT) -> list[NDArray[Any]]:
-    """Return the arrays of a block."""
-    return [getattr(block, field.name) for field in fields(block)]
-
-
-def selected(block: BlockT, where: Any) -> BlockT:
-    """Return the entries of a block that an index or a mask selects."""
-    kind: Any = type(block)
-    return cast(BlockT, kind(*(column[where] for column in columns_of(block))))
-
-
-def joined(blocks: list[BlockT]) -> BlockT:
-    """Return blocks as one; there is at least one."""
-    if len(blocks) == 1:
-        return blocks[0]
-    kind: Any = type(blocks[0])
-    columns = zip(*map(columns_of, blocks), strict=True)
-    return cast(BlockT, kind(*(np.concatenate(parts) for parts in columns)))
-
-
-def kept(block: BlockT, mask: NDArray[np.bool_]) -> Iterator[BlockT]:
+def kept(block: Block, mask: NDArray[np.bool_]) -> Iterator[Block]:
     """Yield what a mask keeps of a block, if that is anything."""
     if mask.all():
         if len(block):
             yield block
     elif mask.any():
-        yield selected(block, mask)
+        yield block[mask]
 
 
 def highest_step(state: Mapping[str, int | float]) -> int:
@@ -186,7 +139,7 @@ def drop_expired(
     age = int(state["candidate_epoch"]) - candidates.epochs
     is_young = age <= admissions.candidate_epochs(ttl)
     n_older = int(np.count_nonzero(~is_young))
-    return (selected(candidates, is_young) if n_older else candidates), n_older
+    return (candidates[is_young] if n_older else candidates), n_older
 
 
 def settled_state(state: State, n_clamped: int, n_expired: int) -> State:

@@ -12,18 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.checkpoint.checks import STEP_SPAN
-from embstore.checkpoint.content import CandidateBlock, RowBlock
+from embstore.checkpoint.content import Block, CandidateBlock, KeyBlock, RowBlock, joined
 from embstore.checkpoint.fields import POWER_FIELDS, TOTAL_FIELDS, UINT64_MAX
 from embstore.checkpoint.partition import partition_of
 from embstore.checkpoint.source import (
     LAST,
-    BlockT,
-    KeyBlock,
     SavedTable,
     State,
     highest_step,
-    joined,
-    selected,
 )
 from embstore.errors import CheckpointMismatchError, CorruptCheckpointError, EmbstoreError
 from embstore.policies import admission as admissions
@@ -159,12 +155,12 @@ def merged_state(states: Sequence[State]) -> State:
     }
 
 
-def merged(streams: Sequence[Iterator[BlockT]], on_twice: OnTwice) -> Iterator[BlockT]:
+def merged(streams: Sequence[Iterator[Block]], on_twice: OnTwice) -> Iterator[Block]:
     """Yield the blocks of sorted streams as one sorted stream.
 
     `on_twice` gets a key that two streams have, and their numbers; it raises.
     """
-    held: list[BlockT | None] = [None] * len(streams)
+    held: list[Block | None] = [None] * len(streams)
     while True:
         for i, stream in enumerate(streams):
             block = held[i]
@@ -175,12 +171,12 @@ def merged(streams: Sequence[Iterator[BlockT]], on_twice: OnTwice) -> Iterator[B
             return
         taken = _up_to_frontier(live)
         for i, n in taken.items():
-            held[i] = selected(live[i], slice(n, None))
-        parts = {i: selected(live[i], slice(n)) for i, n in taken.items() if n}
+            held[i] = live[i][n:]
+        parts = {i: live[i][:n] for i, n in taken.items() if n}
         yield _in_order(parts, on_twice)
 
 
-def _up_to_frontier(live: dict[int, BlockT]) -> dict[int, int]:
+def _up_to_frontier(live: dict[int, Block]) -> dict[int, int]:
     """Return how many entries of each block precede all that its stream may still hold.
 
     The frontier is the least of the blocks' last entries: nothing that comes later precedes it.
@@ -198,7 +194,7 @@ def _up_to_frontier(live: dict[int, BlockT]) -> dict[int, int]:
     }
 
 
-def _in_order(parts: dict[int, BlockT], on_twice: OnTwice) -> BlockT:
+def _in_order(parts: dict[int, Block], on_twice: OnTwice) -> Block:
     """Return the entries of sorted parts as one sorted block."""
     block = joined(list(parts.values()))
     if len(parts) == 1:
@@ -210,7 +206,7 @@ def _in_order(parts: dict[int, BlockT], on_twice: OnTwice) -> BlockT:
         at = int(is_twice.argmax())
         owner = np.repeat(list(parts), [len(part) for part in parts.values()])[order]
         on_twice(int(keys[at]), int(owner[at]), int(owner[at + 1]))
-    return selected(block, order)
+    return block[order]
 
 
 def greatest_cells(

@@ -9,7 +9,8 @@ from embstore.errors import ArgumentError
 from embstore.policies.admission import Admission
 from embstore.policies.eviction import Eviction
 from embstore.table.base import EvictionSink
-from embstore.table.saving import Path, TableSaving
+from embstore.table.save import Path
+from embstore.table.saving import TableSaving
 
 if TYPE_CHECKING:
     from embstore.checkpoint import TableSource
