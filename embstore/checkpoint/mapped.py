@@ -95,7 +95,8 @@ class MappedFiles(CheckpointFiles):
         check: Check = check_rows if is_rows else _check_keys
         n_nonfinite = own.n_nonfinite_rows if is_rows else 0
         columns = entry.columns(kind)
-        return LazyBlocks(memory, files, starts, columns, check, n_nonfinite, self.place)
+        path_of = self.directory.place  # of this object it would be a cycle, and keep the memory
+        return LazyBlocks(memory, files, starts, columns, check, n_nonfinite, path_of)
 
     def lazy_blocks(self, index: int, kind: str, layer: int) -> LazyBlocks:
         """Return the blocks of rows, or of removed keys, of one layer of a mapped table."""
