@@ -141,12 +141,16 @@ class OpenWorkspace:
             np.lib.format.open_memmap(where / f"{name}.npy", "w+", dtype, shape)
         return [where / f"{name}.npy" for name in shapes]
 
+    @cached_property
+    def keys(self):
+        """Keys to draw from: all, or of a large checkpoint those of some partitions."""
+        counts = self.view.counts
+        step = 1 if self.setup.n_rows <= FIND_ROWS else 16
+        return np.concatenate([keys_of(p, int(counts[p])) for p in range(0, N_PARTITIONS, step)])
+
     def draw(self, n):
         """Return n keys of the checkpoint at random."""
-        counts = self.view.counts
-        partitions = self._rng.choice(np.flatnonzero(counts), min(n, 16))
-        keys = np.concatenate([keys_of(int(p), int(counts[p])) for p in np.unique(partitions)])
-        return self._rng.choice(keys, n)
+        return self._rng.choice(self.keys, n)
 
     @cached_property
     def searched(self):

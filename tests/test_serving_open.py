@@ -157,6 +157,29 @@ def test_the_newest_layer_of_a_chain_decides(tmp_path, small_blocks, dtype):
         searched(tmp_path, verify="full").close()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_random_chains_give_the_rows_that_merging_gives(tmp_path, monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr("embstore.checkpoint.writer.BLOCK_BYTES", int(rng.integers(200, 2000)))
+    monkeypatch.setattr("embstore.checkpoint.writer.FILE_BYTES", int(rng.integers(2000, 20000)))
+    dtype, slots = [("float32", ()), ("float16", (("a", 3),)), ("bfloat16", (("a", 1),))][seed % 3]
+    n_rows = 800 if seed else 1
+    table = kit.memory_table(n_rows, 3, 1 + seed, dtype, slots, seed=seed)
+    base = checkpoint.save_tables(tmp_path, {"t": table}).digest
+    keys = [table.rows.keys, np.array(EXTREMES), rng.integers(-(2**62), 2**62, 50)]
+    for _ in range(seed):
+        table, changes = kit.changed_table(table, int(rng.integers(1, 50)), 20, rng)
+        keys += [changes.rows.keys, changes.deleted]
+        base = kit.save_delta(tmp_path, {"t": changes}, base, max_deltas=9).digest
+    asked = rng.permutation(np.concatenate(keys))
+    found = checkpoint.map_tables(tmp_path).tables["t"].find(asked, with_meta=True)
+    assert set(asked[found.keys].tolist()) == set(table.rows.keys.tolist())
+    assert len(np.unique(found.keys)) == np.isin(asked, table.rows.keys).sum()
+    own = [table.rows.keys.tolist().index(key) for key in asked[found.keys].tolist()]
+    for name in ("values", "freq", "step"):
+        same(getattr(found, name), getattr(table.rows, name)[own])
+
+
 def test_an_empty_table_answers(tmp_path):
     with es.Table(dim=2, name="none", default_row=2.0) as table:
         table.save(tmp_path)
@@ -548,6 +571,47 @@ def test_close_ends_the_index(tmp_path, monkeypatch):
         served = serving.open(tmp_path)
         del served  # who forgets to close
         assert index_threads() == []
+
+
+def test_close_beside_finds(tmp_path):
+    with filled(600) as table:
+        table.save(tmp_path)
+        keys = asked_of(table)
+        expected = table.find(keys)
+        for index in ("none", "background"):
+            served, are_finding = serving.open(tmp_path, index=index), threading.Semaphore(0)
+
+            def find_until_closed(i, served=served, are_finding=are_finding):
+                if i == 0:
+                    for _ in range(6):
+                        are_finding.acquire()
+                    return served.close()
+                while True:
+                    same(served.find(keys), expected)
+                    are_finding.release()
+
+            given = together(4, find_until_closed)
+            assert [type(each) for each in given] == [type(None), *[es.ClosedTableError] * 3]
+        assert n_maps(tmp_path) == 0
+
+
+def test_a_table_is_made_from_a_source(tmp_path):
+    with filled(200) as table:
+        table.pin([0])
+        table.save(tmp_path)
+        with checkpoint.OpenShards(tmp_path) as opened:
+            with es.Table.from_source(opened.tables["table"]) as again:
+                check_equal(again, table, asked_of(table))
+                assert (again.pinned.tolist(), again.config()) == ([0], table.config())
+
+            def fail():
+                raise es.CancelledError("enough")
+
+            source = checkpoint.ReadOnlySource(
+                checkpoint.map_tables(tmp_path).tables["table"], fail
+            )
+            with pytest.raises(es.CancelledError, match="enough"):
+                es.Table.from_source(source)
 
 
 def test_a_later_save_changes_nothing_that_is_open(tmp_path, small_blocks):
