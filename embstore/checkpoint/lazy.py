@@ -102,6 +102,7 @@ class LazyBlocks:
         self.first_key, self.last_key = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.first_partition, self.last_partition = np.zeros(n, np.uint8), np.zeros(n, np.uint8)
         self.live = Live(np.arange(n), self._begins)
+        self.n_bytes = sum(file.n_bytes for file in files)
         self.n_bytes_verified = 0
         self._faults: dict[int, str] = {}
         self._file_faults: dict[int, str | None] = {}
