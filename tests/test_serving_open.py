@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import threading
 import time
 
@@ -344,6 +345,7 @@ def test_a_forked_child_reads(tmp_path):
             with blocks._lock:
                 child = os.fork()
                 if child == 0:
+                    signal.alarm(60)  # if it waits for the lock
                     is_same = np.array_equal(served.find([0, -1]), table.find([0, -1]))
                     os._exit(0 if is_same else 1)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
