@@ -22,6 +22,7 @@ CONCEPTS = (
     "growth",
     "scan",
     "checkpoint",
+    "serving_open",
     "accounting",
     "distances",
     "peers",

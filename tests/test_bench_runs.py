@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reference.hashing import partition_of
 
 # At the end, so that a sanitized build that comes first on the path stays the one under test.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -18,6 +19,7 @@ from bench import (
     bench_many,
     bench_peers,
     bench_pooled,
+    bench_serving_open,
     bench_train,
     harness,
     machine,
@@ -240,3 +242,14 @@ def test_every_benchmark_is_drawn(tmp_path):
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert names == ["growth-tails.png", "many.png"]
     assert all((tmp_path / "plots" / name).stat().st_size > 1000 for name in names)
+
+
+def test_opening_for_serving_is_measured_on_the_rows_that_were_made_up():
+    found, figures = bench_serving_open.measure("tiny", 0, lambda *_: None)
+    assert [result.name for result in found] == ["open", "find of 1", "find of 64", "find of 4096"]
+    assert figures[0].target == targets.OPEN_FIRST_ROW_S
+    assert found[0].notes["blocks_touched"] >= 1
+    counts = np.array([3, 0, 5])
+    keys = np.concatenate([bench_serving_open.keys_of(p, int(n)) for p, n in enumerate(counts)])
+    assert len(np.unique(keys)) == 8
+    assert np.array_equal(partition_of(keys), np.repeat([0, 1, 2], counts))

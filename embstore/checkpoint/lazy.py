@@ -2,8 +2,8 @@
 
 1. Nothing of a block is believed, and none of its bytes is read, before it is SOUND.
 2. A block is verified by one thread; others that need it wait for that one alone.
-3. What makes a block SOUND or DAMAGED is final: its entries are written before its state is.
-4. A fault of a file's header or footer is one of each block of that file.
+3. The entries of a SOUND block are written before its state is.
+4. A fault of a file's header or footer, and of the order of its blocks, is one of all its blocks.
 """
 
 import os
@@ -79,7 +79,7 @@ class LazyBlocks:
         columns: Columns,
         check: Check,
         n_nonfinite: int,
-        place: Callable[[FileEntry, int], str],
+        path_of: Callable[[str], str],
     ) -> None:
         self.memory = memory
         self.files = files
@@ -88,7 +88,7 @@ class LazyBlocks:
         self._starts = starts
         self._check = check
         self._n_nonfinite_left = n_nonfinite
-        self._place = place
+        self._path_of = path_of
         sections = [section for file in files for section in file.sections[1:-1]]
         counts = [len(file.sections) - 2 for file in files]
         self.n_rows = np.array([section.n_rows for section in sections], np.int64)
@@ -102,6 +102,7 @@ class LazyBlocks:
         self.first_key, self.last_key = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.first_partition, self.last_partition = np.zeros(n, np.uint8), np.zeros(n, np.uint8)
         self.live = Live(np.arange(n), self._begins)
+        self.n_bytes = sum(file.n_bytes for file in files)
         self.n_bytes_verified = 0
         self._faults: dict[int, str] = {}
         self._file_faults: dict[int, str | None] = {}
@@ -179,7 +180,7 @@ class LazyBlocks:
                 try:
                     found = self._examined(i, block)
                 except LayoutError as error:
-                    fault = f"{self._place(self.files[i], int(self._offsets[block]))}: {error}"
+                    fault = self._told(i, int(self._offsets[block]), error)
             self._publish(i, block, found, fault)
 
     def _data(self, i: int, offset: int, n_bytes: int) -> memoryview:
@@ -226,41 +227,53 @@ class LazyBlocks:
                 if offset == 0:
                     check_header(data, self.columns)
             except LayoutError as error:
-                return f"{self._place(file, offset)}: {error}"
+                return self._told(i, offset, error)
         return None
 
+    def _told(self, i: int, offset: int, fault: object) -> str:
+        return f"{self._path_of(self.files[i].name)}, offset {offset}: {fault}"
+
     def _publish(self, i: int, block: int, found: Verified | None, fault: str | None) -> None:
-        """Note what a block was found to be; its order among its neighbours is the last check."""
+        """Note what a block was found to be; the order of its file is the last check."""
         with self._lock:
             self.n_bytes_verified += self._section(i, block).n_bytes
-            if found is not None:
-                fault = self._fault_among_others(i, block, found)
-                if fault is not None:
-                    fault = f"{self._place(self.files[i], int(self._offsets[block]))}: {fault}"
-            if fault is not None:
-                self._faults[block] = fault
-                self.state[block] = DAMAGED
-                blocks = np.flatnonzero(self.state != DAMAGED)
-                self.live = Live(blocks, np.searchsorted(blocks, self._begins))
+            if self.state[block] != UNTOUCHED:  # the order of its file was found wrong meanwhile
                 return
-            assert found is not None
+            offset = int(self._offsets[block])
+            if found is not None and found.n_nonfinite > self._n_nonfinite_left:
+                n, left = found.n_nonfinite, self._n_nonfinite_left
+                fault = self._told(i, offset, f"{n} rows have NaN or infinity; {left} were saved")
+            if found is None or fault is not None:
+                self._give_up(range(block, block + 1), str(fault))
+                return
+            disorder = self._disorder(i, block, found)
+            if disorder is not None:
+                self._give_up(range(*self.bounds(i)), self._told(i, offset, disorder))
+                return
             self._n_nonfinite_left -= found.n_nonfinite
             self.bodies[block] = found.body
             self.first_key[block], self.last_key[block] = found.keys
             self.first_partition[block], self.last_partition[block] = found.partitions
             self.state[block] = SOUND
 
-    def _fault_among_others(self, i: int, block: int, found: Verified) -> str | None:
-        if found.n_nonfinite > self._n_nonfinite_left:
-            n = self._n_nonfinite_left
-            return f"{found.n_nonfinite} rows have NaN or infinity; {n} more were saved"
+    def _give_up(self, blocks: range, fault: str) -> None:
+        """Take blocks as damaged: a fault of one, or the order of a file, which is one of all."""
+        for block in blocks:
+            self._faults.setdefault(block, fault)
+        self.state[blocks.start : blocks.stop] = DAMAGED
+        rest = np.flatnonzero(self.state != DAMAGED)
+        self.live = Live(rest, np.searchsorted(rest, self._begins))
+
+    def _disorder(self, i: int, block: int, found: Verified) -> str | None:
+        """Return what is wrong with the order of a block and its neighbours that are sound."""
         (first, last), (low, high) = found.keys.tolist(), found.partitions.tolist()
+        begin, end = self.bounds(i)
         before, after = block - 1, block + 1
-        if before >= self._begins[i] and self.state[before] == SOUND:
+        if before >= begin and self.state[before] == SOUND:
             key = int(self.last_key[before])
             if (int(self.last_partition[before]), key) >= (low, first):
                 return order_fault(first, key, 0, 255)
-        if after < self._begins[i + 1] and self.state[after] == SOUND:
+        if after < end and self.state[after] == SOUND:
             key = int(self.first_key[after])
             if (int(self.first_partition[after]), key) <= (high, last):
                 return order_fault(key, last, 0, 255)

@@ -95,7 +95,8 @@ class MappedFiles(CheckpointFiles):
         check: Check = check_rows if is_rows else _check_keys
         n_nonfinite = own.n_nonfinite_rows if is_rows else 0
         columns = entry.columns(kind)
-        return LazyBlocks(memory, files, starts, columns, check, n_nonfinite, self.place)
+        path_of = self.directory.place  # of this object it would be a cycle, and keep the memory
+        return LazyBlocks(memory, files, starts, columns, check, n_nonfinite, path_of)
 
     def lazy_blocks(self, index: int, kind: str, layer: int) -> LazyBlocks:
         """Return the blocks of rows, or of removed keys, of one layer of a mapped table."""
@@ -125,9 +126,10 @@ class FoundRows(NamedTuple):
 
 
 class MappedTable(LoadedTable):
-    """A table of a mapped checkpoint: what `LoadedTable` offers but for the pins, and `find`.
+    """A table of a mapped checkpoint: its rows as `LoadedTable` has them, and `find`.
 
-    Any number of threads may use it.
+    It has no candidates, filter or pins: who only reads admits and evicts nothing. Any number of
+    threads may use it.
     """
 
     def __init__(self, files: MappedFiles, index: int) -> None:
@@ -135,12 +137,16 @@ class MappedTable(LoadedTable):
         layers = range(len(self.layers))
         self._rows = [files.lazy_blocks(index, "rows", layer) for layer in layers]
         self._removed = [files.lazy_blocks(index, "deleted", layer) for layer in layers]
+        self.n_candidates = self.bloom_bytes = 0
         self.generation = files.manifest.generation
         self.place = f"{files.directory.path}: table {self.name!r}"
 
     def _read_pins(self) -> Keys:
-        """Return none: who only reads evicts nothing."""
         return np.empty(0, np.int64)
+
+    def candidates(self, first: int = 0, last: int = LAST) -> Iterator[CandidateBlock]:
+        """Yield nothing."""
+        return iter(())
 
     def find(self, keys: Keys, with_meta: bool = False) -> FoundRows:
         """Return the rows of those keys that have one.
@@ -205,7 +211,7 @@ class MappedTable(LoadedTable):
             sum(blocks.n_blocks for blocks in every),
             sum(blocks.n_touched for blocks in every),
             sum(blocks.n_bytes_verified for blocks in every),
-            sum(file.n_bytes for blocks in every for file in blocks.files),
+            sum(blocks.n_bytes for blocks in every),
         )
 
 
@@ -280,7 +286,7 @@ def map_tables(
 
 
 class ReadOnlySource:
-    """The rows of a table as a source of one that is only read: no slots, candidates, filter, pins.
+    """The rows of a mapped table as a source of one that is only read, without slots.
 
     `check` is called before each block, and may raise to end the reading.
     """
@@ -299,10 +305,9 @@ class ReadOnlySource:
         self.config = read_config(table.config)
         clocks = ("next_evict", "next_freq_halve", "next_bloom_halve", "candidate_epoch")
         self.state: State = {**table.state, **dict.fromkeys((*clocks, "n_bloom_added"), 0)}
-        self.pins = np.empty(0, np.int64)
+        self.pins = table.pins
         self.n_rows = table.n_rows
-        self.n_candidates = 0
-        self.bloom_bytes = 0
+        self.n_candidates, self.bloom_bytes = table.n_candidates, table.bloom_bytes
 
     def rows(self, first: int = 0, last: int = LAST) -> Iterator[RowBlock]:
         """Yield the rows of partitions [first, last]."""
@@ -313,11 +318,11 @@ class ReadOnlySource:
 
     def candidates(self, first: int = 0, last: int = LAST) -> Iterator[CandidateBlock]:
         """Yield nothing."""
-        return iter(())
+        return self._table.candidates(first, last)
 
     def bloom(self) -> Iterator[NDArray[np.uint8]]:
         """Yield nothing."""
-        return iter(())
+        return self._table.bloom()
 
     def check_finite(self, allow_nonfinite: bool) -> None:
         """Raise CheckpointMismatchError if there is NaN or infinity and that is not allowed."""

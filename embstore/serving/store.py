@@ -1,5 +1,6 @@
 """ServingStore: the tables of one checkpoint, read by feature."""
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -51,8 +52,11 @@ class ServingStore:
         return all(table.is_indexed for table in self._tables.values())
 
     def wait_indexed(self, timeout: float | None = None) -> bool:
-        """Wait for each table's index, `timeout` seconds for each; return `is_indexed`."""
-        return all([table.wait_indexed(timeout) for table in self._tables.values()])
+        """Wait for all indexes, or until seconds are over; return `is_indexed`."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for table in self._tables.values():
+            table.wait_indexed(None if end is None else max(0.0, end - time.monotonic()))
+        return self.is_indexed
 
     def __getitem__(self, name: str) -> ServingTable:
         if name not in self._tables:

@@ -93,7 +93,7 @@ class ServingTable:
         """Wait until the index is there, or cannot be, or seconds are over; return `is_indexed`."""
         if self._job is not None:
             self._job.wait(timeout)
-            self._warn_of_failure()
+            self._index()
         return self.is_indexed
 
     def __len__(self) -> int:
