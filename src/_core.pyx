@@ -552,4 +552,5 @@ def plan(dict config, uint64_t n_rows, uint64_t n_candidates):
 
 include "core_buffers.pxi"
 include "core_many.pxi"
+include "core_mapping.pxi"
 include "core_snapshot.pxi"

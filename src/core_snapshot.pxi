@@ -1,5 +1,5 @@
-# Snapshots: a table as of one moment, for a save beside writers; and checks of rows that come out of
-# files. Included by _core.pyx.
+# Snapshots: a table as of one moment, for a save beside writers; and checks of rows that come out
+# of files. Included by _core.pyx.
 
 
 @cython.final

@@ -170,7 +170,7 @@ def test_a_file_that_cannot_be_mapped_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(es.CheckpointError, match=r"cannot map .*arrow: no memory"):
         serving.open(tmp_path)
     monkeypatch.undo()
-    monkeypatch.setattr("embstore.checkpoint.mapping.reserve", refuse)
+    monkeypatch.setattr(fsio.calls, "reserve", refuse)
     with pytest.raises(es.CheckpointError, match=r"cannot map .*: no addresses for \d+ bytes"):
         serving.open(tmp_path)
     assert kit.n_open_files() == n_open

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Self
 
-from embstore.checkpoint.mapping import map_file
+from embstore import _core
 from embstore.errors import CheckpointError, CorruptCheckpointError
 
 LOCK_NAME = "lock"
@@ -33,7 +33,8 @@ calls = SimpleNamespace(
     listdir=os.listdir,
     mkdir=os.mkdir,
     flock=fcntl.flock,
-    map_file=map_file,
+    reserve=_core.AddressRange,
+    map_file=_core.AddressRange.map,
 )
 
 
@@ -235,10 +236,10 @@ class InputFile:
             raise CorruptCheckpointError(f"{self.place} is not a regular file")
         self.n_bytes = int(status.st_size)
 
-    def map_at(self, address: int) -> None:
-        """Let all of the file be read at an address, also when it is closed."""
+    def map_to(self, memory: _core.AddressRange, start: int) -> None:
+        """Let all of the file be read from `start` of a range on, also when it is closed."""
         with _naming("map", self.place):
-            calls.map_file(self._fd, self.n_bytes, address)
+            calls.map_file(memory, self._fd, self.n_bytes, start)
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Return the bytes [offset, offset + n_bytes), which must all be there."""

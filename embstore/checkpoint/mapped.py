@@ -54,7 +54,7 @@ class MappedFiles(CheckpointFiles):
         starts: dict[str, int] = {}
         for i, file in enumerate(files):
             with self._open(file) as opened:
-                opened.map_at(memory.address(i))
+                memory.map(i, opened)
             starts[file.name] = memory.starts[i]
         for index in wanted:
             for layer in range(len(self.manifest.layers(index))):
@@ -145,6 +145,10 @@ class MappedTable(LoadedTable):
         return np.empty(0, np.int64)
 
     def candidates(self, first: int = 0, last: int = LAST) -> Iterator[CandidateBlock]:
+        """Yield nothing."""
+        return iter(())
+
+    def bloom(self, first: int = 0, last: int = LAST) -> Iterator[NDArray[np.uint8]]:
         """Yield nothing."""
         return iter(())
 
