@@ -179,14 +179,14 @@ class CheckpointFiles:
             except LayoutError as error:
                 raise CorruptCheckpointError(f"{self.place(file, offset)}: {error}") from None
 
-    def _sections(self, file: FileEntry, opened: InputFile) -> Iterator[tuple[int, bytes]]:
+    def _sections(self, file: FileEntry, opened: InputFile) -> Iterator[tuple[int, memoryview]]:
         """Yield offset and bytes of each section, whose checksums are right."""
         read = partial(self._read, file, opened)
         if self._readers is None:
             for section in _batches(file.sections, 1):
                 yield from read(section)
             return
-        reading: deque[Future[list[tuple[int, bytes]]]] = deque()
+        reading: deque[Future[list[tuple[int, memoryview]]]] = deque()
         try:
             for batch in _batches(file.sections, BATCH_BYTES):
                 reading.append(self._readers.submit(read, batch))
@@ -201,11 +201,13 @@ class CheckpointFiles:
 
     def _read(
         self, file: FileEntry, opened: InputFile, batch: list[tuple[int, Section]]
-    ) -> list[tuple[int, bytes]]:
+    ) -> list[tuple[int, memoryview]]:
         """Return offset and bytes of some sections, whose checksums are right."""
         found = []
+        first, n_bytes = batch[0][0], sum(section.n_bytes for _, section in batch)
+        all_data = opened.read_into_pool(first, n_bytes)
         for offset, section in batch:
-            data = opened.read(offset, section.n_bytes)
+            data = all_data[offset - first : offset - first + section.n_bytes]
             try:
                 check_sum(data, section.crc, file.name, offset)
             except LayoutError as error:

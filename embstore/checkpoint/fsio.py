@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Self
 
+import numpy as np
+
 from embstore import _core
 from embstore.errors import CheckpointError, CorruptCheckpointError
 
@@ -26,6 +28,7 @@ calls = SimpleNamespace(
     close=os.close,
     write=os.write,
     pread=os.pread,
+    preadv=os.preadv,
     fstat=os.fstat,
     fsync=os.fsync,
     rename=os.rename,
@@ -241,6 +244,18 @@ class InputFile:
         with _naming("map", self.place):
             calls.map_file(memory, self._fd, self.n_bytes, start)
 
+    def read_into_pool(self, offset: int, n_bytes: int) -> memoryview:
+        """Return the same in memory that is used again when nothing refers to it any longer."""
+        data = _core.new_output(n_bytes, -1, np.dtype(np.uint8)).data
+        n_read = 0
+        with _naming("read", self.place):
+            while n_read < n_bytes:
+                n = calls.preadv(self._fd, [data[n_read:]], offset + n_read)
+                if n == 0:
+                    raise self._end_at(offset + n_read, offset, n_bytes)
+                n_read += n
+        return data
+
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Return the bytes [offset, offset + n_bytes), which must all be there."""
         with _naming("read", self.place):
@@ -252,8 +267,10 @@ class InputFile:
                 parts.append(data)
                 n_read += len(data)
         if n_read < n_bytes:
-            raise CorruptCheckpointError(
-                f"{self.place} ends at offset {offset + n_read}; "
-                f"expected {n_bytes} bytes from offset {offset} on"
-            )
+            raise self._end_at(offset + n_read, offset, n_bytes)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _end_at(self, end: int, offset: int, n_bytes: int) -> CorruptCheckpointError:
+        return CorruptCheckpointError(
+            f"{self.place} ends at offset {end}; expected {n_bytes} bytes from offset {offset} on"
+        )

@@ -81,9 +81,15 @@ class Pair:
         self.table = es.Table(device=engine, on_evict=self.sinks[0], **config)
         self.model = ReferenceTable(on_evict=self.sinks[1], **config)
         self.batches = []
+        self.saving = None  # a save that goes on: its handle, and what it must hold
+        self._folder = tempfile.TemporaryDirectory()
 
     def close(self):
-        self.table.close()
+        try:
+            self.settle()
+        finally:
+            self.table.close()
+            self._folder.cleanup()
 
     def both(self, verb, *args, **kwargs):
         """Call a verb of both; both return, or both raise the same kind of error."""
@@ -147,30 +153,74 @@ class Pair:
         self.both("import_", Twin(es.Rows(rows.keys, values, *rest_of(rows)), rows))
 
     def reload(self):
-        """Save the table, and go on with what was loaded; batches and the change log end."""
-        with tempfile.TemporaryDirectory() as folder:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                self.table.save(folder)
-            rows = self.model.export()
-            is_finite = np.isfinite(rows.values).all() and np.isfinite(rows.slots).all()
-            if self.config["on_nonfinite"] != "allow":
-                assert is_finite == (not caught), [str(warning.message) for warning in caught]
-            optimizer = self.config["optimizer"]
-            has_schedule = optimizer is not None and callable(optimizer.lr)
-            loaded = es.Table.load(
-                folder,
-                device=self.table.device,
-                hash_seed=self.config["hash_seed"],
-                on_evict=self.sinks[0],
-                optimizer=optimizer if has_schedule else None,
-                allow_nonfinite=True,
-            )
+        """Save the table, and go on with what was loaded; batches and the change log end.
+
+        A table that logs its changes adds a delta to what was saved before.
+        """
+        self.settle()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            report = self.table.save(self._folder.name, delta=self.logs_changes, max_deltas=3)
+        if self.config["on_nonfinite"] != "allow" and report.kind == "full":
+            assert self.is_finite() == (not caught), [str(each.message) for each in caught]
+        loaded = self._load(on_evict=self.sinks[0])
         self.table.close()
         self.table = loaded
         self.batches = []
         self.model.reset_changes()
         assert loaded.pinned.tolist() == sorted(self.model.pins)
+
+    def save_beside(self, snapshot_bytes):
+        """Save the table as it is now while the program goes on; `settle` looks at it later."""
+        self.settle()
+        if not self.is_finite():
+            return  # a save warns of such rows, in a thread where nobody expects it
+        expected = self.model.export(), self.model.candidates(), sorted(self.model.pins)
+        handle = self.table.save_async(
+            self._folder.name,
+            delta=self.logs_changes,
+            max_deltas=3,
+            snapshot_bytes=snapshot_bytes,
+        )
+        self.model.reset_changes()
+        self.saving = handle, expected
+
+    def settle(self):
+        """Wait for the save that goes on; what it wrote must be what the table was at its cut."""
+        if self.saving is None:
+            return
+        (handle, (rows, candidates, pins)), self.saving = self.saving, None
+        handle.wait()
+        with self._load() as loaded:
+            found = exported(loaded)
+            assert len(loaded) == len(rows)
+            if found is not None:
+                assert_same_rows(found, rows, "saved beside")
+            pending = loaded.candidates()
+            for name, expected in zip(("keys", "counts", "epochs"), candidates, strict=True):
+                assert_same(getattr(pending, name), expected, f"saved candidates.{name}")
+            assert loaded.pinned.tolist() == pins
+
+    @property
+    def logs_changes(self):
+        return bool(self.config.get("track_changes"))
+
+    def is_finite(self):
+        """Whether all rows of the model are."""
+        rows = self.model.export()
+        return bool(np.isfinite(rows.values).all() and np.isfinite(rows.slots).all())
+
+    def _load(self, on_evict=None):
+        optimizer = self.config["optimizer"]
+        has_schedule = optimizer is not None and callable(optimizer.lr)
+        return es.Table.load(
+            self._folder.name,
+            device=self.table.device,
+            hash_seed=self.config["hash_seed"],
+            on_evict=on_evict,
+            optimizer=optimizer if has_schedule else None,
+            allow_nonfinite=True,
+        )
 
     # The whole state
 
@@ -209,7 +259,7 @@ class Pair:
             assert_same(actual[name], expected[name], f"on_evict {name}")
 
     def _check_log(self):
-        if self.config.get("track_changes"):
+        if self.logs_changes:
             changes = self.table.changes()
             upserted, deleted = self.model.changes()
             assert_same(changes.upserted, upserted, "upserted")

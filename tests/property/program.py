@@ -199,7 +199,9 @@ class Program:
         self.pair.import_(rows)
 
     def rare(self):
-        verb = self.choose([self.clear, self.reserve, self.reset_changes, self.reload])
+        verb = self.choose(
+            [self.clear, self.reserve, self.reset_changes, self.reload, self.save_beside]
+        )
         verb()
 
     def clear(self):
@@ -215,6 +217,9 @@ class Program:
 
     def reload(self):
         self.pair.reload()
+
+    def save_beside(self):
+        self.pair.save_beside(self.choose([None, 0, 1000]))
 
 
 def run_program(seed, n_key_ops, **overrides):

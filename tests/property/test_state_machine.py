@@ -136,6 +136,10 @@ class TableMachine(RuleBasedStateMachine):
     def reload(self):
         self.pair.reload()
 
+    @rule(snapshot_bytes=st.sampled_from([None, 0, 300]))
+    def save_beside(self, snapshot_bytes):
+        self.pair.save_beside(snapshot_bytes)
+
     @invariant()
     def is_the_same(self):
         self.pair.check()
