@@ -14,6 +14,7 @@
 #include "embstore/cpu/apply.h"
 #include "embstore/cpu/buffers.h"
 #include "embstore/cpu/checks.h"
+#include "embstore/cpu/crc32.h"
 #include "embstore/cpu/insert.h"
 #include "embstore/cpu/inspect.h"
 #include "embstore/cpu/parts.h"
@@ -543,6 +544,13 @@ int es_check_rows(const int64_t* keys, uint64_t n, uint32_t first, uint32_t last
     *first_out_of_order = cpu::first_out_of_order(keys, n, first, last, previous);
     *n_nonfinite = cpu::n_nonfinite_rows(values, static_cast<Dtype>(value_dtype), dim, slots, slot_floats, n);
   });
+}
+
+int es_crc32(const void* data, uint64_t n, uint32_t* crc) {
+  static const bool is_fast = cpu::has_crc32();
+  if (!is_fast) return fail(ES_INVALID, "this processor multiplies no polynomials");
+  *crc = cpu::crc32(static_cast<const uint8_t*>(data), n, *crc);
+  return ES_OK;
 }
 
 int es_buffer_take(uint64_t n_bytes, es_buffer** out) {

@@ -174,3 +174,20 @@ def check_rows(keys, uint32_t first, uint32_t last, previous, values, int value_
         )
     check(status, "check_rows")
     return place, n_nonfinite
+
+
+def has_crc32():
+    """Return whether `crc32` can be called on this processor."""
+    cdef uint32_t crc = 0
+    return es_crc32(NULL, 0, &crc) == ES_OK
+
+
+def crc32(const uint8_t[::1] data not None, uint32_t crc=0):
+    """Return what ``zlib.crc32`` returns."""
+    cdef uint64_t n = data.shape[0]
+    cdef const uint8_t* first = &data[0] if n > 0 else NULL
+    cdef int status
+    with nogil:
+        status = es_crc32(first, n, &crc)
+    check(status, "crc32")
+    return crc

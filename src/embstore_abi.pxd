@@ -250,6 +250,7 @@ cdef extern from "embstore/embstore.h" nogil:
                       const int64_t* previous, const void* values, int32_t value_dtype,
                       uint32_t dim, const float* slots, uint32_t slot_floats,
                       uint64_t* first_out_of_order, uint64_t* n_nonfinite)
+    int es_crc32(const void* data, uint64_t n, uint32_t* crc)
     int es_buffer_take(uint64_t n_bytes, es_buffer** out)
     void* es_buffer_data(const es_buffer* buffer)
     void es_buffer_give(es_buffer* buffer)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embstore import _core
 from embstore.checkpoint.layout import Columns, arrow_schema
 from embstore.errors import InternalError
 
@@ -25,6 +26,8 @@ CONTINUATION = 0xFFFFFFFF
 RECORD_BATCH = 3  # MessageHeader of Arrow's Message.fbs
 
 Arrays = Sequence[NDArray[Any]]
+
+crc32 = _core.crc32 if _core.has_crc32() else zlib.crc32
 Data = bytes | memoryview
 IntT = TypeVar("IntT", int, NDArray[np.int64])
 
@@ -39,7 +42,7 @@ class Section(NamedTuple):
 
 def section_seed(name: str, offset: int) -> int:
     """Return the CRC-32 that a section's own bytes continue."""
-    return zlib.crc32(name.encode() + b"\0" + offset.to_bytes(8, "little"))
+    return crc32(name.encode() + b"\0" + offset.to_bytes(8, "little"))
 
 
 class Output(Protocol):
@@ -102,7 +105,7 @@ class BlockWriter:
     def _end_section(self, n_rows: int) -> None:
         crc = section_seed(self._name, self._start)
         for piece in _joined(self._pieces):
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
             self._file.write(piece)
         self._pieces.clear()
         self.sections.append(Section(self._offset - self._start, n_rows, crc))
@@ -160,7 +163,7 @@ class LayoutError(ValueError):
 
 def check_sum(data: Data, crc: int, name: str, offset: int) -> None:
     """Raise LayoutError unless the bytes of a section have this checksum at their place."""
-    found = zlib.crc32(data, section_seed(name, offset))
+    found = crc32(data, section_seed(name, offset))
     if found != crc:
         raise LayoutError(
             f"{len(data)} bytes have the checksum {found:08x}; the manifest says {crc:08x}"

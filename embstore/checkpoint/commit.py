@@ -11,6 +11,7 @@
 import re
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -220,11 +221,12 @@ def remove_leftovers(directory: Directory, history: History) -> None:
 
 
 def remove_replaced(
-    directory: Directory, history: History, manifest: Manifest, keep_last: int
+    directory: Directory, history: History, manifest: Manifest, keep_last: int, n_threads: int = 1
 ) -> None:
     """Remove all but the `keep_last` newest generations; what cannot go now goes at the next save.
 
-    The copies of manifests have gone durably before the data files that they name.
+    The copies of manifests have gone durably before the data files that they name. Of these,
+    `n_threads` are removed at a time: the system gives back the memory of each.
     """
     kept = dict(history.kept)
     if history.manifest is not None and keep_last > 1:
@@ -236,22 +238,33 @@ def remove_replaced(
             del kept[generation]
         if too_old:
             directory.sync()
-        _remove_unlisted(directory, [manifest, *kept.values()], history.unreadable)
+        _remove_unlisted(directory, [manifest, *kept.values()], history.unreadable, n_threads)
     except CheckpointError as error:
         _warn(f"the checkpoint was saved; files of those before remain: {error}")
 
 
 def _remove_unlisted(
-    directory: Directory, listing: Iterable[Manifest], unreadable: Iterable[int]
+    directory: Directory,
+    listing: Iterable[Manifest],
+    unreadable: Iterable[int],
+    n_threads: int = 1,
 ) -> None:
     """Remove data files that none of `listing` names, but for those that an unreadable one may."""
     listed = {file.name for manifest in listing for file in manifest.files}
     spared = max(unreadable, default=0)
-    for name in directory.names():
+
+    def is_unlisted(name: str) -> bool:
         match = OWN_NAME.fullmatch(name)
-        is_unlisted = match and name not in listed and int(match[1]) > spared
-        if is_unlisted or name == manifests.TEMPORARY_NAME:
+        is_spared = not match or name in listed or int(match[1]) <= spared
+        return name == manifests.TEMPORARY_NAME or not is_spared
+
+    unlisted = list(filter(is_unlisted, directory.names()))
+    if n_threads == 1 or len(unlisted) == 1:
+        for name in unlisted:
             directory.remove(name)
+        return
+    with ThreadPoolExecutor(n_threads, "embstore-remove") as threads:
+        list(threads.map(directory.remove, unlisted))
 
 
 def _warn(message: str) -> None:

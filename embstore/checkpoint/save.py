@@ -211,7 +211,8 @@ def save_after(
             commit.remove_leftovers(directory, history)
         raise
     commit.publish(directory)
-    commit.remove_replaced(directory, history, manifest, options.keep_last)
+    n_threads = 2 if options.pace.n_ahead else 1
+    commit.remove_replaced(directory, history, manifest, options.keep_last, n_threads)
     layers = [manifest.layers(index)[-1] for index in range(len(manifest.tables))]
     for table, layer in zip(manifest.tables, layers, strict=True):
         _warn_of_nonfinite(table.name, layer.n_nonfinite_rows)

@@ -162,7 +162,7 @@ class Save:
                 table._begin_save()
         self.is_cut.set()
         for view in views.values():
-            view.prepare(self.n_threads)
+            view.prepare(self.n_threads, is_beside_training=self.n_threads == 1)
         n_bytes = sum(_bytes_of(view) for view in views.values())
         self.progress = SaveProgress(0, n_bytes, 0.0)
         self._began = time.perf_counter()

@@ -24,18 +24,15 @@ class SnapshotView:
         self.slots = table.slots
         self.pins: NDArray[np.int64] = table._pins
         self.bloom_bytes: int = len(table._engine.bloom_read(0))
-        self.n_threads = 1
         self._is_delta = is_delta
         self._firsts: dict[bool, NDArray[np.uint64]] = {}
 
-    def prepare(self, n_threads: int) -> None:
-        """Put the rows in order, with so many threads, here and later.
+    def prepare(self, n_threads: int, is_beside_training: bool) -> None:
+        """Put the rows in order, on so many threads.
 
-        One thread stands for a save beside training, whose log will be used: its memory is taken
-        now, not as writers come to it.
+        Beside training the log will be used: its memory is taken now, not as writers come to it.
         """
-        self.n_threads = n_threads
-        self._snapshot.prepare(n_threads, n_threads == 1)
+        self._snapshot.prepare(n_threads, is_beside_training)
 
     @property
     def deleted(self) -> NDArray[np.int64] | None:
@@ -68,7 +65,7 @@ class SnapshotView:
         """Return a part of the rows of partitions [first, last], values as stored."""
         begin, _ = self._places(False, first, last)
         n = part.stop - part.start
-        return Rows(*self._snapshot.rows(begin + part.start, n, self.n_threads))
+        return Rows(*self._snapshot.rows(begin + part.start, n, 1))
 
     def export_candidates(self, first: int, last: int) -> Candidates:
         """Return the candidates of partitions [first, last]."""

@@ -363,6 +363,9 @@ ES_API int es_check_rows(const int64_t* keys, uint64_t n, uint32_t first, uint32
                          const void* values, int32_t value_dtype, uint32_t dim, const float* slots,
                          uint32_t slot_floats, uint64_t* first_out_of_order, uint64_t* n_nonfinite);
 
+/* CRC-32 of zlib: that of the bytes before, 0 at first, in *crc. ES_INVALID where this processor has no fast way. */
+ES_API int es_crc32(const void* data, uint64_t n, uint32_t* crc);
+
 /* Memory for outputs, of all tables together: blocks that went back wait for the next call with their pages, up to
  * limit_bytes (EMBSTORE_BUFFER_BYTES, 256 MiB by default; 0 keeps none). A block holds whatever was in it. */
 typedef struct es_buffer es_buffer;
