@@ -38,6 +38,7 @@ inline HeldTicket Table::new_ticket() {
   HeldTicket ticket(shelf_);
   ticket->table_id = id_;
   ticket->n_clears = n_clears_;
+  ticket->n_protected = 0;
   return ticket;
 }
 

@@ -36,8 +36,10 @@ inline bool is_before_in_files(int64_t a, int64_t b) {
 
 class Snapshot {
  public:
-  Snapshot(const RowFormat& format, uint64_t log_bytes, int file)
-      : format_(format),
+  // `number` is the snapshot's among those of its table, from 1.
+  Snapshot(uint64_t number, const RowFormat& format, uint64_t log_bytes, int file)
+      : number_(number),
+        format_(format),
         slots_at_(static_cast<uint32_t>(sizeof(Meta) + round_up(value_bytes(format), 4))),
         image_bytes_(round_up(slots_at_ + format.n_slots * sizeof(float), sizeof(Meta))),
         log_(image_bytes_, log_bytes, file) {}
@@ -48,6 +50,7 @@ class Snapshot {
   void take_bloom(const Region& bloom, uint64_t n_blocks);
 
   // ---- for writers
+  uint64_t number() const { return number_; }
   void protect(const uint32_t* rows, uint64_t n);
   void freeze_metas();  // before the steps or frequencies of all rows change
   void freeze_bloom();  // before all of the filter changes
@@ -100,7 +103,8 @@ class Snapshot {
 
   const Rows& rows() const { return storage_->rows; }
   uint32_t* word(uint32_t row) const { return reinterpret_cast<uint32_t*>(words_.data()) + row; }
-  bool holds(uint32_t row) const { return row < n_ids_ && (set_[row / 64] >> (row % 64) & 1) != 0; }
+  bool is_of_cut(uint32_t row) const { return (set_[row / 64] >> (row % 64) & 1) != 0; }
+  static bool is_settled(uint32_t word) { return word == kRead || word >= kFirstImage; }
   bool is_over() const { return is_detached_ || is_read_.load(std::memory_order_acquire) || error() != 0; }
   void lose(int error) { error_.store(error, std::memory_order_relaxed); }
   bool claim(uint32_t row, uint32_t* was) const;
@@ -113,6 +117,7 @@ class Snapshot {
   void put_row(uint64_t i, const Meta& meta, const char* values, const float* slots, const RowArrays& out) const;
   void read_range(const uint32_t* ids, uint64_t n, const RowArrays& out);
 
+  const uint64_t number_;
   const RowFormat format_;
   const uint32_t slots_at_;  // in an image: a record, values, slots
   const uint64_t image_bytes_;
@@ -183,7 +188,7 @@ inline bool Snapshot::claim(uint32_t row, uint32_t* was) const {
   uint32_t* const word = this->word(row);
   for (uint32_t n_tries = 1;; ++n_tries) {
     *was = __atomic_load_n(word, __ATOMIC_ACQUIRE);
-    if (*was == kRead || *was >= kFirstImage) return false;
+    if (is_settled(*was)) return false;
     if (*was != kBusy && __atomic_compare_exchange_n(word, was, kBusy, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
       return true;
     if (n_tries % 128 == 0) sched_yield();
@@ -210,7 +215,7 @@ inline void Snapshot::prefetch(uint32_t row) const {
   if (format_.n_slots > 0) prefetch_row(rows().slots(row), format_.n_slots * sizeof(float));
 }
 
-// Before rows change; ids that are none of the cut's are passed over.
+// Before rows change; ids that are none of the cut's are passed over, and known by their words the next time.
 inline void Snapshot::protect(const uint32_t* rows, uint64_t n) {
   constexpr uint64_t kAhead = 64;
   if (is_over()) return;
@@ -218,8 +223,13 @@ inline void Snapshot::protect(const uint32_t* rows, uint64_t n) {
   uint32_t were[kBlock];
   uint64_t n_claimed = 0;
   for (uint64_t i = 0; i < n; ++i) {
-    if (i + kAhead < n && holds(rows[i + kAhead])) __builtin_prefetch(word(rows[i + kAhead]), 1);
-    if (!holds(rows[i]) || !claim(rows[i], were + n_claimed)) continue;
+    if (i + kAhead < n && rows[i + kAhead] < n_ids_) __builtin_prefetch(word(rows[i + kAhead]), 1);
+    if (rows[i] >= n_ids_ || is_settled(__atomic_load_n(word(rows[i]), __ATOMIC_ACQUIRE))) continue;
+    if (!is_of_cut(rows[i])) {
+      settle(rows[i], kRead);
+      continue;
+    }
+    if (!claim(rows[i], were + n_claimed)) continue;
     prefetch(rows[i]);
     claimed[n_claimed++] = rows[i];
     if (n_claimed < kBlock) continue;

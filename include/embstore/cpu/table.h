@@ -121,7 +121,7 @@ class Table {
   Index& index() { return storage_->index; }
   Rows& rows() { return storage_->rows; }
   const RowFormat& format() const { return config_.format; }
-  void protect(const Ticket& ticket);
+  void protect(Ticket& ticket);
   void note_candidate(uint64_t key, uint32_t word);
   BirthContext birth_context() const;
 
@@ -209,6 +209,7 @@ class Table {
   ChangeLog log_;
   EvictedRows evicted_;
   std::shared_ptr<Snapshot> snapshot_;  // that is being saved, or null
+  std::atomic<uint64_t> n_snapshots_{0};
   ExportOrder export_order_;
   Graveyard graveyard_;
 
@@ -365,15 +366,16 @@ inline void Table::set_pins(const int64_t* keys, uint64_t n) {
 }
 
 // Before the rows of a batch change.
-inline void Table::protect(const Ticket& ticket) {
-  if (snapshot_ == nullptr) return;
+inline void Table::protect(Ticket& ticket) {
+  if (snapshot_ == nullptr || ticket.n_protected == snapshot_->number()) return;
+  ticket.n_protected = snapshot_->number();
   ticket.distinct.in_parallel(
       [&](uint32_t, const DistinctPart& part) { snapshot_->protect(ticket.rows.data() + part.first, part.n_unique); });
 }
 
 inline std::shared_ptr<Snapshot> Table::snapshot_begin(bool is_delta, uint64_t log_bytes, int file) {
   require(!is_delta || log_.is_on(), "a delta needs track_changes");
-  auto snapshot = std::make_shared<Snapshot>(format(), log_bytes, file);
+  auto snapshot = std::make_shared<Snapshot>(n_snapshots_.fetch_add(1) + 1, format(), log_bytes, file);
   Writer writer(*this);
   require(snapshot_ == nullptr, "another snapshot of this table is being saved");
   if (config_.has_counter()) snapshot->begin_candidates();

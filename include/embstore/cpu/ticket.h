@@ -20,6 +20,7 @@ struct Ticket {
   uint64_t table_id = 0;
   uint64_t n_clears = 0;
   uint64_t n_removals = 0;   // of the table when the rows were good
+  uint64_t n_protected = 0;  // the number of the snapshot that has spared the rows; rows of later births need not be
   bool is_all_rows = false;  // every key had a row
   Distinct distinct;
   // By the numbers of distinct keys.
