@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import checkpoint_kit as kit
-import delta_saves
 import fault_shim
 import pytest
 
+from embstore.cli import _torture_saves
 from embstore.cli._torture_host import Host
 from embstore.cli._torture_kills import BASE_STEP, N_KEYS_EACH_CALL, EachCall
 from embstore.cli._torture_program import Twin, fault_of
@@ -39,7 +39,7 @@ def host(library, tmp_path):
     """A process under the library, whose children save below tmp_path / "disk"."""
     (tmp_path / "disk").mkdir()
     environment = {**kit.environment(), **fault_shim.environment(library, tmp_path / "disk")}
-    code = "import delta_saves, shim_child; delta_saves.install(); shim_child.main()"
+    code = "from shim_child import main; main()"
     with Host(tmp_path / "children.log", code, environment) as host:
         yield host
 
@@ -99,13 +99,13 @@ def kill_at(host, tmp_path, how, places, kind="full"):
     ("how", "kind"), [("before", "full"), ("after", "delta"), ("halfway", "kept")]
 )
 def test_kills_at_some_calls_of_a_save(host, tmp_path, how, kind):
-    tally, n_calls = kill_at(host, tmp_path, how, lambda n: range(1, n + 1, 9), kind)
+    tally, n_calls = kill_at(host, tmp_path, how, lambda n: range(1, n + 1, 6), kind)
     assert tally.n_cases > 10
-    assert n_calls > 90
+    assert n_calls > 50
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("kind", delta_saves.KINDS)
+@pytest.mark.parametrize("kind", _torture_saves.KINDS)
 @pytest.mark.parametrize("how", ["before", "after", "halfway"])
 def test_kills_at_all_calls_of_a_save(host, tmp_path, how, kind, record):
     tally = record("R1", f"SIGKILL {how} each system call of a save, preloaded library", "calls")
@@ -127,12 +127,12 @@ def fail_at(host, tmp_path, every, kind="full"):
 
 
 def test_some_calls_of_a_save_fail(host, tmp_path):
-    lines = fail_at(host, tmp_path, 29)
+    lines = fail_at(host, tmp_path, 19)
     assert sum(line.startswith("raised") for line in lines) > 15
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("kind", delta_saves.KINDS)
+@pytest.mark.parametrize("kind", _torture_saves.KINDS)
 def test_each_call_of_a_save_fails(host, tmp_path, kind, record):
     tally = record("R5", "each system call of a save fails, preloaded library", "calls x errors")
     lines = fail_at(host, tmp_path, 1, kind)
@@ -185,7 +185,7 @@ def test_a_save_that_does_not_sync_is_caught_by_the_model(host, tmp_path, unsync
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("kind", delta_saves.KINDS)
+@pytest.mark.parametrize("kind", _torture_saves.KINDS)
 def test_many_power_losses(host, tmp_path, kind, record):
     tally = record("R1", "power losses: unsynced pages, sizes and names kept at random", "losses")
     for is_first in (False, True):

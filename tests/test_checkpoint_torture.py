@@ -8,7 +8,6 @@ import threading
 import warnings
 
 import checkpoint_kit as kit
-import delta_saves
 import numpy as np
 import pytest
 
@@ -34,7 +33,7 @@ N_UPDATES = 10_000_000
 @pytest.fixture
 def host(tmp_path):
     """A process that forks children which save."""
-    code = "from torture_child import main; main()"
+    code = "from embstore.cli._torture_child import main; main()"
     with Host(tmp_path / "children.log", code, kit.environment()) as host:
         yield host
 
@@ -52,7 +51,7 @@ def quick_disk(monkeypatch):
 def test_a_thousand_kills(tmp_path, host, record, seed):
     tally = record("R1", "SIGKILL at random times of a process that trains and saves", "kills")
     n_before = tally.n_cases
-    kills = RandomKills(tmp_path, host, seed, delta_saves.KINDS)
+    kills = RandomKills(tmp_path, host, seed, _torture_saves.KINDS)
     for number in range(N_KILLS // 4):
         fault = kills.kill_one()
         assert fault is None, (number, fault, kills.path)
@@ -60,7 +59,7 @@ def test_a_thousand_kills(tmp_path, host, record, seed):
     assert tally.n_cases - n_before == N_KILLS // 4
 
 
-@pytest.mark.parametrize("kind", delta_saves.KINDS)
+@pytest.mark.parametrize("kind", _torture_saves.KINDS)
 @pytest.mark.parametrize("how", ["before", "halfway"])
 def test_a_kill_at_each_call(tmp_path, host, record, kind, how):
     tally = record("R1", f"SIGKILL {how} each call of a save, as Python makes them", "calls")
@@ -179,10 +178,9 @@ def test_random_flips_in_a_hundred_megabytes(tmp_path, record, quick_disk):
 # ---- R5
 
 
-@pytest.mark.parametrize("kind", delta_saves.KINDS)
-def test_each_call_fails_in_each_way(tmp_path, record, quick_disk, kind, monkeypatch):
+@pytest.mark.parametrize("kind", _torture_saves.KINDS)
+def test_each_call_fails_in_each_way(tmp_path, record, quick_disk, kind):
     tally = record("R5", "each call of a save fails, calls as Python makes them", "calls x errors")
-    monkeypatch.setattr(_torture_saves, "save", delta_saves.save)
     n_cases = FailingDisk(tmp_path / "disk", kind).run(tally, seed=0)
     assert tally.failures == []
     assert n_cases > 500

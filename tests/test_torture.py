@@ -103,7 +103,7 @@ def test_a_torn_row_is_seen(what):
 
 
 def test_a_byte_that_is_not_checked_is_seen(tmp_path, tally, monkeypatch):
-    monkeypatch.setattr("zlib.crc32", lambda data, seed=0: 0)
+    monkeypatch.setattr("embstore.checkpoint.blocks.crc32", lambda data, seed=0: 0)
     damage = Damage(tmp_path)
     damage.flips(tally, seed=0)
     assert len(tally.failures) == 1

@@ -39,12 +39,15 @@ def loaded(case: Case) -> tuple["es.Store", int]:
 
 
 def loop(case: Case) -> None:
-    """Train and save, step after step."""
+    """Train and save, step after step; each step is trained while the one before is saved."""
     store, step = loaded(case)
+    train(store, step + 1, case["n_keys"])
     for k in count(step + 1):
-        train(store, k, case["n_keys"])
         say(f"begun {k}")
-        saves.save(store, Path(case["path"]), k, case["kinds"][k % len(case["kinds"])])
+        kind = case["kinds"][k % len(case["kinds"])]
+        finish = saves.begin(store, Path(case["path"]), k, kind)
+        train(store, k + 1, case["n_keys"])
+        finish()
         say(f"done {k}")
 
 

@@ -10,10 +10,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from os import PathLike
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
 
 from embstore.engines.spec import N_PARTITIONS
 from embstore.errors import ArgumentError, ArgumentTypeError, CancelledError, CheckpointError
@@ -155,7 +155,7 @@ class Save:
                 log_bytes = self.settings.snapshot_bytes
                 if log_bytes is None:
                     log_bytes = int(LOG_SHARE * table.nbytes)
-                snapshot = table._engine.snapshot(is_delta, log_bytes, log.fileno())
+                snapshot = table._engine.snapshot(is_delta, log_bytes, log)
                 snapshots.callback(snapshot.end, False)  # nothing, if it was saved
                 taken[name] = snapshot
                 views[name] = SnapshotView(table, snapshot, is_delta)
@@ -180,14 +180,20 @@ class Save:
             self._began = time.perf_counter()
 
 
-def _log_file(path: Path) -> IO[bytes]:
-    """Return a file without a name on the disk of a directory."""
+@contextmanager
+def _log_file(path: Path) -> Iterator[int]:
+    """Give the descriptor of a file without a name on the disk of a directory."""
     try:
-        return tempfile.TemporaryFile(dir=os.fspath(path))
+        file = tempfile.TemporaryFile(dir=os.fspath(path))  # noqa: SIM115 (closed below)
     except OSError as error:
         raise CheckpointError(
             error.errno, f"cannot make a temporary file in {os.fspath(path)}: {error.strerror}"
         ) from error
+    try:
+        yield file.fileno()
+    finally:
+        with suppress(OSError):  # what was in it is of no use any more
+            file.close()
 
 
 def _bytes_of(view: SnapshotView) -> int:
