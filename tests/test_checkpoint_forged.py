@@ -115,6 +115,7 @@ FORGED = {
     "file other": (at("files", 0, "name", "manifest.json"), "the file name"),
     "file gone": (at("files", 0, "name", "x.arrow"), r"x\.arrow, which .* is missing"),
     "file kind": (at("files", 0, "kind", "deletes"), "kind is 'deletes'"),
+    "file of no table": (at("files", -1, "table", 2**63), "its table must be null"),
     "file table": (at("files", 0, "table", 1), "table is 1"),
     "file table negative": (at("files", 0, "table", -1), "table is -1"),
     "file partitions": (at("files", 0, "partitions", [0, 256]), "last is 256"),

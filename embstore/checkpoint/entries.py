@@ -238,6 +238,8 @@ def file_of(value: object, tables: tuple[TableEntry, ...]) -> FileEntry:
     table, n_layers = None, 1
     if kind != "extra":
         table = fields.integer(member, "table", 0, len(tables) - 1)
+    elif member.get("table") is not None:
+        raise FieldError("the file of extra belongs to no table: its table must be null")
     if kind in LAYER_KINDS and table is not None:
         n_layers = max(1, len(tables[table].layers))
         if kind == "deleted" and n_layers == 1:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -111,11 +111,10 @@ class CheckpointFiles:
         """Close the directory, and the files whose readers stopped halfway."""
         if self._readers is not None:
             self._readers.shutdown()
-        try:
+        with ExitStack() as all_of_it:  # each is closed, whatever the others raise
+            all_of_it.callback(self.directory.close)
             while self._being_read:
-                self._being_read.pop().close()
-        finally:
-            self.directory.close()
+                all_of_it.callback(self._being_read.pop().close)
 
     def place(self, file: FileEntry, offset: int) -> str:
         """Return where a section lies, for messages."""
