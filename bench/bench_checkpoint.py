@@ -39,6 +39,7 @@ LOAD, LOAD_NUMPY = "embstore load", "np.load of the same arrays"
 OURS = (SAVE, LOAD)
 ALONE, SAVING = "train step alone", "train step while a save runs"
 ALONE_SECONDS, N_SAVES = 1.0, 3
+N_THREADS = 2  # of save and load; np.save and np.load have one
 
 
 def new_folder():
@@ -127,7 +128,10 @@ def file_case(name, axes, size, seed, builders, figures, **more):
         name=name,
         axes=axes,
         setup=FileSetup(axes["n_rows"], axes["dim"], seed, is_trained=True),
-        contenders=tuple(Contender(k, build, is_ours=k in OURS) for k, build in builders.items()),
+        contenders=tuple(
+            Contender(k, build, is_ours=k in OURS, threads=N_THREADS)
+            for k, build in builders.items()
+        ),
         figures=figures,
         n_warmups=1,
         rounds=size.rounds,
@@ -140,7 +144,7 @@ def file_case(name, axes, size, seed, builders, figures, **more):
 def cases(scale, seed=0):
     """Yield the cases of a name in SCALES."""
     size = SCALES[scale]
-    axes = axes_of(n_rows=size.n_rows, dim=DIM, threads=1)
+    axes = axes_of(n_rows=size.n_rows, dim=DIM, threads=N_THREADS)
     builders = {SAVE: build_save, SAVE_NUMPY: build_save_numpy}
     figures = (Ratio(SAVE, SAVE_NUMPY, targets.SAVE_NUMPY),)
     yield file_case("save", axes, size, seed, builders, figures)
