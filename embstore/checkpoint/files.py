@@ -1,11 +1,11 @@
 """An open checkpoint: its manifest, and its data files as blocks whose every byte was checked."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +28,29 @@ from embstore.checkpoint.manifest import Manifest
 from embstore.checkpoint.signing import sha256_of
 from embstore.errors import CheckpointError, CheckpointMismatchError, CorruptCheckpointError
 
+T = TypeVar("T")
+Seen = TypeVar("Seen")
+
 BATCH_BYTES = 1 << 22  # of sections that are read at once
 
 
-def _batches(sections: Iterable[Section], least_bytes: int) -> Iterator[list[tuple[int, Section]]]:
-    """Yield sections with their offsets, so many at a time that they have `least_bytes`."""
-    batch: list[tuple[int, Section]] = []
+class Place(NamedTuple):
+    """A section of a file, its number and where it begins."""
+
+    number: int
+    offset: int
+    section: Section
+
+
+Batch = list[Place]
+
+
+def _batches(sections: Iterable[Section], least_bytes: int) -> Iterator[Batch]:
+    """Yield sections, so many at a time that they have `least_bytes`."""
+    batch: Batch = []
     offset = n_bytes = 0
-    for section in sections:
-        batch.append((offset, section))
+    for number, section in enumerate(sections):
+        batch.append(Place(number, offset, section))
         offset += section.n_bytes
         n_bytes += section.n_bytes
         if n_bytes >= least_bytes:
@@ -146,11 +160,18 @@ class CheckpointFiles:
 
     def blocks(self, file: FileEntry, columns: Columns) -> Iterator[tuple[int, Arrays]]:
         """Yield offset and columns of each block; the file's last section is checked at the end."""
+        for offset, arrays, _ in self.blocks_seen(file, columns, lambda arrays: None):
+            yield offset, arrays
+
+    def blocks_seen(
+        self, file: FileEntry, columns: Columns, look: Callable[[Arrays], Seen]
+    ) -> Iterator[tuple[int, Arrays, Seen]]:
+        """Yield what `look` returns too; threads that read ahead call it, with blocks in cache."""
         with self._open(file) as opened:
             self._being_read.add(opened)
             try:
                 self._check_hash(file, opened)
-                yield from self._checked(file, opened, columns)
+                yield from self._read_ahead(partial(self._read, file, opened, columns, look), file)
             except GeneratorExit:
                 with suppress(CheckpointError):  # who stopped halfway is not there to be told
                     opened.close()
@@ -165,27 +186,15 @@ class CheckpointFiles:
                 f"{self.directory.place(file.name)} has not the SHA-256 that was signed"
             )
 
-    def _checked(
-        self, file: FileEntry, opened: InputFile, columns: Columns
-    ) -> Iterator[tuple[int, Arrays]]:
-        last = len(file.sections) - 1
-        for i, (offset, data) in enumerate(self._sections(file, opened)):
-            try:
-                if i == 0:
-                    check_header(data, columns)
-                elif i < last:
-                    yield offset, decode_block(data, file.sections[i].n_rows, columns)
-            except LayoutError as error:
-                raise CorruptCheckpointError(f"{self.place(file, offset)}: {error}") from None
-
-    def _sections(self, file: FileEntry, opened: InputFile) -> Iterator[tuple[int, memoryview]]:
-        """Yield offset and bytes of each section, whose checksums are right."""
-        read = partial(self._read, file, opened)
+    def _read_ahead(
+        self, read: Callable[[Batch], list[T]], file: FileEntry
+    ) -> Generator[T, None, None]:
+        """Yield what `read` makes of a file's sections, in their order."""
         if self._readers is None:
-            for section in _batches(file.sections, 1):
-                yield from read(section)
+            for batch in _batches(file.sections, 1):
+                yield from read(batch)
             return
-        reading: deque[Future[list[tuple[int, memoryview]]]] = deque()
+        reading: deque[Future[list[T]]] = deque()
         try:
             for batch in _batches(file.sections, BATCH_BYTES):
                 reading.append(self._readers.submit(read, batch))
@@ -199,19 +208,28 @@ class CheckpointFiles:
             wait(reading)
 
     def _read(
-        self, file: FileEntry, opened: InputFile, batch: list[tuple[int, Section]]
-    ) -> list[tuple[int, memoryview]]:
-        """Return offset and bytes of some sections, whose checksums are right."""
-        found = []
-        first, n_bytes = batch[0][0], sum(section.n_bytes for _, section in batch)
-        all_data = opened.read_into_pool(first, n_bytes)
-        for offset, section in batch:
-            data = all_data[offset - first : offset - first + section.n_bytes]
+        self,
+        file: FileEntry,
+        opened: InputFile,
+        columns: Columns,
+        look: Callable[[Arrays], Seen],
+        batch: Batch,
+    ) -> list[tuple[int, Arrays, Seen]]:
+        """Return the blocks among some sections, all of whose bytes are right."""
+        found: list[tuple[int, Arrays, Seen]] = []
+        begin, n_bytes = batch[0].offset, sum(place.section.n_bytes for place in batch)
+        all_data = opened.read_into_pool(begin, n_bytes)
+        for number, offset, section in batch:
+            data = all_data[offset - begin : offset - begin + section.n_bytes]
             try:
                 check_sum(data, section.crc, file.name, offset)
+                if number == 0:
+                    check_header(data, columns)
+                elif number < len(file.sections) - 1:
+                    arrays = decode_block(data, section.n_rows, columns)
+                    found.append((offset, arrays, look(arrays)))
             except LayoutError as error:
                 raise CorruptCheckpointError(f"{self.place(file, offset)}: {error}") from None
-            found.append((offset, data))
         return found
 
     def bytes_of(self, files: Iterable[FileEntry], columns: Columns) -> Iterator[NDArray[np.uint8]]:

@@ -15,7 +15,7 @@ from embstore.checkpoint.blocks import Arrays
 from embstore.checkpoint.checks import RowCheck
 from embstore.checkpoint.content import CandidateBlock, RowBlock
 from embstore.checkpoint.entries import LAYER_KINDS, FileEntry
-from embstore.checkpoint.files import CheckpointFiles
+from embstore.checkpoint.files import CheckpointFiles, Seen
 from embstore.checkpoint.layout import Columns
 from embstore.checkpoint.lazy import Check, LazyBlocks
 from embstore.checkpoint.mapping import FileRange
@@ -102,10 +102,13 @@ class MappedFiles(CheckpointFiles):
         """Return the blocks of rows, or of removed keys, of one layer of a mapped table."""
         return self._blocks[index, kind, layer]
 
-    def blocks(self, file: FileEntry, columns: Columns) -> Iterator[tuple[int, Arrays]]:
-        """Yield offset and columns of each block of a mapped file, verified."""
+    def blocks_seen(
+        self, file: FileEntry, columns: Columns, look: Callable[[Arrays], Seen]
+    ) -> Iterator[tuple[int, Arrays, Seen]]:
+        """Yield offset and columns of each block of a mapped file, and what `look` sees in it."""
         assert file.table is not None
-        yield from self._blocks[file.table, file.kind, file.layer].blocks_of(file)
+        for offset, arrays in self._blocks[file.table, file.kind, file.layer].blocks_of(file):
+            yield offset, arrays, look(arrays)
 
 
 def _check_keys(arrays: Arrays, first: int, last: int) -> tuple[str | None, int]:

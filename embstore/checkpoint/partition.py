@@ -75,3 +75,9 @@ def order_fault(key: Any, before: Any, first: int, last: int) -> str:
         return f"key {key} is of partition {partition}, not of {first}..{last}"
     what = "twice" if key == before else f"after key {before}, out of order"
     return f"key {key} comes {what}"
+
+
+def is_before(key: int, other: int) -> bool:
+    """Whether a key comes before another by (partition, key)."""
+    first, second = partition_of(np.array([key, other], np.int64)).tolist()
+    return bool((first, key) < (second, other))

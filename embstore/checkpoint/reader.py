@@ -9,9 +9,15 @@ from numpy.typing import NDArray
 from embstore.checkpoint import commit
 from embstore.checkpoint import extra as extras
 from embstore.checkpoint.blocks import Arrays
-from embstore.checkpoint.checks import STEP_SPAN, CandidateCheck, RowCheck
+from embstore.checkpoint.checks import (
+    STEP_SPAN,
+    CandidateCheck,
+    RowCheck,
+    RowsSeen,
+    look_at_rows,
+)
 from embstore.checkpoint.content import CandidateBlock, RowBlock
-from embstore.checkpoint.entries import FileEntry, Layer
+from embstore.checkpoint.entries import FileEntry, Layer, TableEntry
 from embstore.checkpoint.files import CheckpointFiles
 from embstore.checkpoint.fsio import Directory
 from embstore.checkpoint.layout import BLOOM_BLOCK_BYTES
@@ -100,11 +106,11 @@ class LoadedTable:
 
     def _layer_rows(self, layer: int, first: int, last: int) -> Iterator[RowBlock]:
         """Yield the rows of one layer."""
-        check = RowCheck(self._entry.as_of(self.layers[layer]))
+        entry = self._entry.as_of(self.layers[layer])
+        check = RowCheck(entry)
         n_told = self.layers[layer].n_nonfinite_rows
-        for file, offset, arrays in self._list("rows", layer, first, last):
-            block = row_block(arrays)
-            self._raise(check.fault(block, file.first, file.last), file, offset)
+        for file, offset, block, seen in self._blocks_of_rows(entry, layer, first, last):
+            self._raise(check.fault_seen(seen), file, offset)
             if check.n_nonfinite > n_told:
                 fault = f"{check.n_nonfinite} rows so far have NaN or infinity; {n_told} were saved"
                 self._raise(fault, file, offset)
@@ -117,6 +123,21 @@ class LoadedTable:
                 f"has {check.n_nonfinite} rows with NaN or infinity in layer {layer}; the manifest "
                 f"says {n_told}"
             )
+
+    def _blocks_of_rows(
+        self, entry: TableEntry, layer: int, first: int, last: int
+    ) -> Iterator[tuple[FileEntry, int, RowBlock, RowsSeen]]:
+        """Yield file, offset and rows of each block, and what was seen when it was read."""
+        columns = entry.columns("rows")
+        for file in self._files.manifest.files_of(self._index, "rows", layer):
+            if file.last < first or file.first > last:
+                continue
+
+            def look(arrays: Arrays, file: FileEntry = file) -> RowsSeen:
+                return look_at_rows(entry, row_block(arrays), file.first, file.last)
+
+            for offset, arrays, seen in self._files.blocks_seen(file, columns, look):
+                yield file, offset, row_block(arrays), seen
 
     def _deleted(self, layer: int, first: int, last: int) -> Iterator[NDArray[np.int64]]:
         """Yield the keys that a layer removes."""
