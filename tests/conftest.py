@@ -70,3 +70,16 @@ def ciao():
     if not CIAO.exists():
         pytest.skip(f"the data set is not there: {os.path.relpath(CIAO, ROOT)}")
     return CIAO
+
+
+@pytest.fixture
+def quick_disk(monkeypatch):
+    """Spare the fsyncs, which are most of the time."""
+    monkeypatch.setattr("embstore.checkpoint.fsio.calls.fsync", lambda fd: None)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Make blocks and files so small that little tables have many."""
+    monkeypatch.setattr("embstore.checkpoint.writer.BLOCK_BYTES", 400)
+    monkeypatch.setattr("embstore.checkpoint.writer.FILE_BYTES", 4000)

@@ -23,11 +23,7 @@ from embstore import checkpoint
 from embstore.checkpoint import fsio, layout, partition, writer
 from embstore.engines.types import Candidates, Rows
 
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
-    """Spare the fsyncs, which are most of the time; what must be synced when has its own tests."""
-    monkeypatch.setattr(fsio.calls, "fsync", lambda fd: None)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 LIMITS = np.array([0, 1, -1, -2, -(2**63), 2**63 - 1, 2**32, 42])

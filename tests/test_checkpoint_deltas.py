@@ -19,11 +19,7 @@ from embstore import checkpoint
 from embstore.checkpoint import fsio, writer
 from embstore.engines.types import Candidates, Rows
 
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
-    """Spare the fsyncs, which are most of the time; what must be synced when has its own tests."""
-    monkeypatch.setattr(fsio.calls, "fsync", lambda fd: None)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 def chain(path, n_deltas=2, n=300, seed=0, keep_last=1, **shape):

@@ -10,13 +10,8 @@ import pytest
 
 import embstore as es
 from embstore import checkpoint
-from embstore.checkpoint import fsio
 
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
-    """Spare the fsyncs, which are most of the time; what must be synced when has its own tests."""
-    monkeypatch.setattr(fsio.calls, "fsync", lambda fd: None)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 @pytest.fixture

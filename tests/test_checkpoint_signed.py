@@ -9,15 +9,12 @@ import pytest
 
 import embstore as es
 from embstore import checkpoint
-from embstore.checkpoint import commit, fsio
+from embstore.checkpoint import commit
 
 KEY = b"a secret of some length"
 
 
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
-    """Spare the fsyncs, which are most of the time; what must be synced when has its own tests."""
-    monkeypatch.setattr(fsio.calls, "fsync", lambda fd: None)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 def save(path, key=KEY, **options):

@@ -13,7 +13,6 @@ import pytest
 
 import embstore as es
 from embstore import checkpoint
-from embstore.checkpoint import fsio
 from embstore.cli import _torture_model, _torture_saves
 from embstore.cli._torture_damage import Damage
 from embstore.cli._torture_faults import FailingDisk
@@ -36,12 +35,6 @@ def host(tmp_path):
     code = "from embstore.cli._torture_child import main; main()"
     with Host(tmp_path / "children.log", code, kit.environment()) as host:
         yield host
-
-
-@pytest.fixture
-def quick_disk(monkeypatch):
-    """Spare the fsyncs, which are most of the time."""
-    monkeypatch.setattr(fsio.calls, "fsync", lambda fd: None)
 
 
 # ---- R1

@@ -16,13 +16,6 @@ from embstore.cli.explain import explained, key_of
 DTYPES = ["float32", "float16", "bfloat16"]
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Make blocks of a few rows and files of a few blocks."""
-    monkeypatch.setattr("embstore.checkpoint.writer.BLOCK_BYTES", 300)
-    monkeypatch.setattr("embstore.checkpoint.writer.FILE_BYTES", 1500)
-
-
 @pytest.mark.parametrize(
     ("text", "key"),
     [
@@ -215,7 +208,7 @@ def test_how_far_a_row_is_from_the_threshold(capsys, tmp_path):
 
 
 def test_explain_reads_only_the_files_of_the_partition(capsys, tmp_path, small_blocks):
-    table = memory_table(200, 60, bloom_blocks=1)
+    table = memory_table(600, 60, bloom_blocks=1)
     path = save(tmp_path / "c", t=table)
     key = int(table.rows.keys[0])
     mine = document(capsys, "explain", path, key)["row"]["file"]

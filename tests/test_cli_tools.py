@@ -18,13 +18,6 @@ from embstore.cli._rows import norms, rounded_bfloat16
 DTYPES = ["float32", "float16", "bfloat16"]
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Make blocks of a few rows and files of a few blocks."""
-    monkeypatch.setattr("embstore.checkpoint.writer.BLOCK_BYTES", 300)
-    monkeypatch.setattr("embstore.checkpoint.writer.FILE_BYTES", 1500)
-
-
 # Numbers of rows.
 
 

@@ -21,18 +21,7 @@ from embstore import checkpoint, serving
 from embstore.checkpoint import fsio, lazy
 from embstore.engines.types import Rows
 
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
-    """Spare the fsyncs, which are most of the time."""
-    monkeypatch.setattr(fsio.calls, "fsync", lambda fd: None)
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Make blocks and files so small that little tables have many."""
-    monkeypatch.setattr("embstore.checkpoint.writer.BLOCK_BYTES", 400)
-    monkeypatch.setattr("embstore.checkpoint.writer.FILE_BYTES", 4000)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 @pytest.fixture

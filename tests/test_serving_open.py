@@ -27,18 +27,7 @@ import embstore as es
 from embstore import checkpoint, serving
 from embstore.checkpoint import fsio, mapped
 
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
-    """Spare the fsyncs, which are most of the time."""
-    monkeypatch.setattr(fsio.calls, "fsync", lambda fd: None)
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Make blocks and files so small that little tables have many."""
-    monkeypatch.setattr("embstore.checkpoint.writer.BLOCK_BYTES", 400)
-    monkeypatch.setattr("embstore.checkpoint.writer.FILE_BYTES", 4000)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 PARAMETERS = [

@@ -28,12 +28,6 @@ def tally():
     return Tally("promise", "test", "cases", deadline=time.monotonic() + 60)
 
 
-@pytest.fixture
-def quick_disk(monkeypatch):
-    """Spare the fsyncs, which are most of the time."""
-    monkeypatch.setattr(fsio.calls, "fsync", lambda fd: None)
-
-
 @pytest.mark.unsanitized
 def test_a_quick_run_keeps_all_promises(tmp_path, capsys):
     assert main(["torture", str(tmp_path), "--quick", "--seed", "1", "--json"]) == 0

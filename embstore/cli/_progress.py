@@ -3,16 +3,33 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from embstore.cli._metrics import RunningAuc
 
 
-class Bar:
+class _Closing:
+    """What closes its bar, where it has one, at the end of a block."""
+
+    _bar: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Bar(_Closing):
     """A bar on standard error; nothing where that is no terminal, or tqdm is absent."""
 
     def __init__(self, title: str, n_items: int | None, unit: str) -> None:
-        self._bar: Any = None
         if not sys.stderr.isatty():
             return
         try:
@@ -28,24 +45,11 @@ class Bar:
         if self._bar is not None:
             self._bar.update(n)
 
-    def __enter__(self) -> "Bar":
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-class Progress:
+class Progress(_Closing):
     """A bar on standard error; nothing where tqdm is absent or the bar is not wanted."""
 
     def __init__(self, title: str, n_rows: int, n_done: int = 0, is_shown: bool = True) -> None:
-        self._bar: Any = None
         if not is_shown:
             return
         try:
@@ -65,24 +69,11 @@ class Progress:
         if self._bar is not None and self._bar.update(n_rows):
             self._bar.set_postfix_str(f"AUC {area.value:.4f}")
 
-    def __enter__(self) -> "Progress":
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-class Countdown:
+class Countdown(_Closing):
     """A bar of the seconds that a command is to take, and what it has done; as `Progress`."""
 
     def __init__(self, title: str, seconds: float, is_shown: bool) -> None:
-        self._bar: Any = None
         self._seconds = seconds
         self._begin = time.monotonic()
         if not (is_shown and sys.stderr.isatty()):
@@ -100,15 +91,3 @@ class Countdown:
             elapsed = min(self._seconds, time.monotonic() - self._begin)
             if self._bar.update(elapsed - self._bar.n):
                 self._bar.set_postfix_str(what)
-
-    def __enter__(self) -> "Countdown":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
