@@ -9,8 +9,10 @@ One thread consumes. The producer thread holds the channel and the generator, ne
 
 import threading
 import weakref
-from collections import deque
 from collections.abc import Generator
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -24,35 +26,40 @@ class _End:
 
 
 class _Channel(Generic[T]):
-    """A bounded queue that either side can leave."""
+    """A bounded queue that its consumer can leave.
+
+    No lock is held in Python code, so that a KeyboardInterrupt at any place leaves it whole.
+    """
 
     def __init__(self, depth: int) -> None:
-        self.depth = depth
-        self.items: deque[T | _End] = deque()
-        self.closed = False
-        self.changed = threading.Condition()
+        self.is_closed = False
+        self._items: SimpleQueue[T | _End] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()  # one for each item that may be put
+        for _ in range(depth):
+            self._room.put(None)
 
-    def put(self, item: T | _End) -> bool:
+    def put(self, item: T) -> bool:
         """Wait for room and append; False once closed."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.closed or len(self.items) < self.depth)
-            if not self.closed:
-                self.items.append(item)
-                self.changed.notify_all()
-            return not self.closed
+        self._room.get()
+        if not self.is_closed:
+            self._items.put(item)
+        return not self.is_closed
+
+    def end(self, end: _End) -> None:
+        """Append the last item, for which there is always room."""
+        self._items.put(end)
 
     def get(self) -> T | _End:
-        with self.changed:
-            self.changed.wait_for(lambda: len(self.items) > 0)
-            item = self.items.popleft()
-            self.changed.notify_all()
-            return item
+        item = self._items.get()
+        self._room.put(None)
+        return item
 
     def close(self) -> None:
-        with self.changed:
-            self.closed = True
-            self.items.clear()
-            self.changed.notify_all()
+        self.is_closed = True
+        self._room.put(None)
+        with suppress(Empty):
+            while True:
+                self._items.get_nowait()
 
 
 def _produce(channel: _Channel[T], source: Generator[T, None, None]) -> None:
@@ -65,7 +72,7 @@ def _produce(channel: _Channel[T], source: Generator[T, None, None]) -> None:
         error = raised
     finally:
         source.close()
-        channel.put(_End(error))
+        channel.end(_End(error))
 
 
 def _stop(channel: _Channel[T], thread: threading.Thread) -> None:
@@ -84,7 +91,8 @@ class Prefetched(Generic[T]):
             target=_produce, args=(self._channel, source), name="embstore-prefetch", daemon=True
         )
         thread.start()
-        self._finalizer = weakref.finalize(self, _stop, self._channel, thread)
+        self._stop = partial(_stop, self._channel, thread)
+        weakref.finalize(self, self._stop)
 
     def __iter__(self) -> "Prefetched[T]":
         return self
@@ -103,4 +111,4 @@ class Prefetched(Generic[T]):
     def close(self) -> None:
         """End the thread and wait for it; then there is nothing more to iterate over."""
         self._ended = True
-        self._finalizer()
+        self._stop()

@@ -11,6 +11,7 @@ cimport cython
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
+from posix.unistd cimport usleep
 
 from core_arrays cimport *
 from core_config cimport *

@@ -5,9 +5,13 @@
 @cython.final
 @cython.no_gc_clear
 cdef class CoreSnapshot:
-    """The table as of the moment this was made; owns an ``es_snapshot``. One thread reads it."""
+    """The table as of the moment this was made; owns an ``es_snapshot``. One thread reads it.
+
+    Another may end it: that waits for the call the reader is in, whatever interrupts come.
+    """
 
     cdef es_snapshot* snapshot
+    cdef int n_inside  # calls, which `snapshot` outlives
     cdef CoreTable table  # which is not destroyed before the snapshot has ended
 
     def __cinit__(self, CoreTable table, bint is_delta, uint64_t log_bytes, int file):
@@ -26,13 +30,16 @@ cdef class CoreSnapshot:
             es_snapshot_end(self.snapshot, False)
             self.table.leave(ES_OK)
 
-    cdef int check_open(self) except -1:
+    cdef es_snapshot* enter(self) except NULL:
+        """Begin a call; every enter is followed by a leave."""
         if self.snapshot == NULL:
             raise ClosedTableError(f"{self.table.where}: the snapshot has ended")
-        return 0
+        self.n_inside += 1
+        return self.snapshot
 
-    cdef int check(self, int status) except -1:
-        """Raise the error of `status`; that of a lost snapshot has an errno."""
+    cdef int leave(self, int status) except -1:
+        """End a call, raise the error of `status`; that of a lost snapshot has an errno."""
+        self.n_inside -= 1
         if status != ES_SNAPSHOT:
             return check(status, self.table.where)
         text = es_last_error().decode("utf-8", "replace")
@@ -48,28 +55,31 @@ cdef class CoreSnapshot:
         if snapshot == NULL:
             return
         self.snapshot = NULL
+        while self.n_inside > 0:
+            with nogil:
+                usleep(100)
         with nogil:
             status = es_snapshot_end(snapshot, is_saved)
         self.table.leave(status)
 
     def prepare(self, int n_threads, bint prefault):
         """Put the rows in order, and take the log's memory if asked; before anything is read."""
+        cdef es_snapshot* snapshot = self.enter()
         cdef int status
-        self.check_open()
         with nogil:
-            status = es_snapshot_prepare(self.snapshot, n_threads, prefault)
-        self.check(status)
+            status = es_snapshot_prepare(snapshot, n_threads, prefault)
+        self.leave(status)
 
     def stats(self):
         """Return es_snapshot_stats' fields by name."""
         cdef es_snapshot_stats stats
         memset(&stats, 0, sizeof(stats))
         stats.struct_size = sizeof(stats)
+        cdef es_snapshot* snapshot = self.enter()
         cdef int status
-        self.check_open()
         with nogil:
-            status = es_snapshot_get_stats(self.snapshot, &stats)
-        check(status, self.table.where)
+            status = es_snapshot_get_stats(snapshot, &stats)
+        self.leave(status)
         fields = dict(stats)
         del fields["struct_size"]
         return fields
@@ -77,8 +87,8 @@ cdef class CoreSnapshot:
     def state(self):
         """Return es_state's fields by name, as of the cut."""
         cdef es_state state
-        self.check_open()
-        check(es_snapshot_state(self.snapshot, &state), self.table.where)
+        cdef es_snapshot* snapshot = self.enter()
+        self.leave(es_snapshot_state(snapshot, &state))
         fields = dict(state)
         del fields["struct_size"], fields["reserved"]
         return fields
@@ -87,34 +97,35 @@ cdef class CoreSnapshot:
         """Return the rows to be read (or candidates) of each of the 256 partitions, uint64."""
         cdef cnp.ndarray counts = new_array(256, -1, cnp.NPY_UINT64)
         cdef uint64_t* count_data = <uint64_t*> cnp.PyArray_DATA(counts)
+        cdef es_snapshot* snapshot = self.enter()
         cdef int status
-        self.check_open()
         with nogil:
-            status = es_snapshot_counts(self.snapshot, candidates, count_data)
-        check(status, self.table.where)
+            status = es_snapshot_counts(snapshot, candidates, count_data)
+        self.leave(status)
         return counts
 
     def rows(self, uint64_t first, Py_ssize_t n, int n_threads):
         """Return (keys, values as stored, slots, freq, step)."""
         cdef _RowArrays rows = _RowArrays(n, self.table)
+        cdef es_snapshot* snapshot = self.enter()
         cdef int status
-        self.check_open()
         with nogil:
             status = es_snapshot_rows(
-                self.snapshot, first, n, n_threads, rows.key_data, rows.value_data, rows.slot_data,
+                snapshot, first, n, n_threads, rows.key_data, rows.value_data, rows.slot_data,
                 rows.freq_data, rows.step_data,
             )
-        self.check(status)
+        self.leave(status)
         return rows.first(n)
 
     def deleted(self):
         """Return the keys of a delta that were removed and had no row at the cut."""
         cdef cnp.ndarray keys = new_array(self.stats()["n_deleted"], -1, cnp.NPY_INT64)
         cdef int64_t* key_data = <int64_t*> cnp.PyArray_DATA(keys)
+        cdef es_snapshot* snapshot = self.enter()
         cdef int status
         with nogil:
-            status = es_snapshot_deleted(self.snapshot, key_data)
-        self.check(status)
+            status = es_snapshot_deleted(snapshot, key_data)
+        self.leave(status)
         return keys
 
     def candidates(self, uint64_t first, Py_ssize_t n):
@@ -125,24 +136,24 @@ cdef class CoreSnapshot:
         cdef int64_t* key_data = <int64_t*> cnp.PyArray_DATA(keys)
         cdef uint32_t* count_data = <uint32_t*> cnp.PyArray_DATA(counts)
         cdef int64_t* epoch_data = <int64_t*> cnp.PyArray_DATA(epochs)
+        cdef es_snapshot* snapshot = self.enter()
         cdef int status
-        self.check_open()
         with nogil:
             status = es_snapshot_candidates(
-                self.snapshot, first, n, key_data, count_data, epoch_data
+                snapshot, first, n, key_data, count_data, epoch_data
             )
-        self.check(status)
+        self.leave(status)
         return keys, counts, epochs
 
     def bloom(self, uint32_t partition):
         """Return the bytes of one sub-filter, uint8; partitions in ascending order, each once."""
         cdef cnp.ndarray out = new_array(self.table.bloom_partition_bytes(), -1, cnp.NPY_UINT8)
         cdef uint8_t* out_data = <uint8_t*> cnp.PyArray_DATA(out)
+        cdef es_snapshot* snapshot = self.enter()
         cdef int status
-        self.check_open()
         with nogil:
-            status = es_snapshot_bloom(self.snapshot, partition, out_data)
-        self.check(status)
+            status = es_snapshot_bloom(snapshot, partition, out_data)
+        self.leave(status)
         return out
 
 

@@ -3,8 +3,13 @@
 import errno
 import gc
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
+import warnings
+import weakref
 
 import checkpoint_kit as kit
 import numpy as np
@@ -180,6 +185,81 @@ def test_a_closed_table_is_saved_to_the_end(tmp_path, monkeypatch):
     gate.opened.set()
     handle.wait()
     assert_loads_as(tmp_path, expected)
+
+
+def test_extra_is_as_of_the_call(tmp_path, monkeypatch):
+    gate = Gate(monkeypatch)
+    with make() as table:
+        dense = {"w": np.zeros(5, np.float32), "layers": [1, 2]}
+        handle = table.save_async(tmp_path, dense)
+        dense["w"][:] = 7
+        dense["layers"].append(3)
+        gate.opened.set()
+        handle.wait()
+    loaded = es.Store.load(tmp_path).extra
+    assert loaded["w"].tolist() == [0] * 5
+    assert loaded["layers"] == [1, 2]
+
+
+def test_a_child_that_was_forked_meanwhile_does_not_hold_the_directory(tmp_path, monkeypatch):
+    gate = Gate(monkeypatch)
+    with make() as table:
+        train(table, range(50), step=1)
+        handle = table.save_async(tmp_path)
+        assert gate.reached.wait(30)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)  # until the parent closes its end
+            os._exit(0)
+        os.close(reading)
+        try:
+            gate.opened.set()
+            handle.wait()
+            assert table.save(tmp_path).n_rows == 50
+        finally:
+            os.close(writing)
+            os.waitpid(child, 0)
+
+
+def test_tables_know_of_a_save_whose_warning_is_an_error(tmp_path):
+    with make(on_nonfinite="allow") as table, warnings.catch_warnings():
+        table.assign([1, 2], np.full((2, 4), np.nan, np.float32))
+        warnings.simplefilter("error")
+        with pytest.raises(es.EmbstoreWarning, match="NaN"):
+            table.save(tmp_path, delta=True)
+        table.assign([3], np.ones((1, 4), np.float32))
+        assert table.save(tmp_path, delta=True)[:2] == ("delta", "")
+
+
+LAST_SAVES = {
+    "at exit": """
+        atexit.register(lambda: print(table.save(path).n_rows))
+    """,
+    "when the main thread has ended": """
+        def late():
+            threading.main_thread().join()
+            print(table.save_async(path).wait().n_rows)
+        threading.Thread(target=late).start()
+    """,
+    "and it is loaded": """
+        table.save_async(path, on_done=lambda handle: print(len(es.Table.load(path))))
+    """,
+}
+
+
+@pytest.mark.parametrize("how", LAST_SAVES)
+def test_the_last_save_of_a_process(how, tmp_path):
+    program = f"""
+        import atexit, sys, threading, numpy as np, embstore as es
+        path = sys.argv[1]
+        table = es.Table(dim=2)
+        table.find_or_insert(np.arange(1000), step=0)
+    {LAST_SAVES[how]}"""
+    command = [sys.executable, "-c", textwrap.dedent(program), os.fspath(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (found.stdout, found.stderr) == ("1000\n", "")
 
 
 # ---- deltas
@@ -369,6 +449,37 @@ def test_a_cancelled_save_replaces_nothing(tmp_path, monkeypatch):
         assert_loads_as(tmp_path, content(table))
 
 
+def test_a_save_is_cancelled_while_it_rests(tmp_path):
+    with make() as table:
+        train(table, range(50), step=1)
+        handle = table.save_async(tmp_path, io_share=1e-300)  # after its first block, for ever
+        while handle.progress.n_bytes == 0:
+            time.sleep(0.001)
+        handle.cancel()
+        assert isinstance(handle.exception(60.0), es.CancelledError)
+
+
+def test_a_cancelled_save_is_no_failure_that_nobody_asked_for(tmp_path, recwarn):
+    with make() as table:
+        train(table, range(50), step=1)
+        handle = table.save_async(tmp_path, io_share=1e-300)
+        handle.cancel()
+        handle._thread.join()
+        del handle
+        gc.collect()
+    assert [str(w.message) for w in recwarn] == []
+
+
+def test_a_handle_does_not_keep_what_was_saved(tmp_path):
+    table, extra = make(), np.ones(3)
+    handle = table.save_async(tmp_path, {"w": extra})
+    handle.wait()
+    gone = [weakref.ref(table), weakref.ref(extra)]
+    del table, extra
+    gc.collect()
+    assert [each() for each in gone] == [None, None]
+
+
 def gated(call, gate):
     """Wait at the gate before a data file is made."""
 
@@ -382,7 +493,12 @@ def gated(call, gate):
 
 def test_the_share_of_the_time_is_kept_to(tmp_path, monkeypatch):
     rests = []
-    monkeypatch.setattr("embstore.table.save.time.sleep", rests.append)
+    wait = threading.Event.wait
+
+    def wait_or_count(event, timeout=None):
+        return wait(event) if timeout is None else rests.append(timeout)
+
+    monkeypatch.setattr(threading.Event, "wait", wait_or_count)
     ticks = iter(range(10**6))
     monkeypatch.setattr("embstore.table.save.time.perf_counter", lambda: float(next(ticks)))
     with make(dim=256) as table:

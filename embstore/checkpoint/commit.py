@@ -11,10 +11,10 @@
 import re
 import warnings
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from embstore._workers import Workers
 from embstore.checkpoint import manifest as manifests
 from embstore.checkpoint.fsio import Directory
 from embstore.checkpoint.manifest import Manifest
@@ -263,8 +263,10 @@ def _remove_unlisted(
         for name in unlisted:
             directory.remove(name)
         return
-    with ThreadPoolExecutor(n_threads, "embstore-remove") as threads:
-        list(threads.map(directory.remove, unlisted))
+    with Workers(n_threads, "embstore-remove") as threads:
+        removals = [threads.submit(directory.remove, name) for name in unlisted]
+    for removal in removals:
+        removal.result()
 
 
 def _warn(message: str) -> None:

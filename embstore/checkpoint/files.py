@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from embstore._workers import Job, Workers
 from embstore.checkpoint import commit
 from embstore.checkpoint import extra as extras
 from embstore.checkpoint import manifest as manifests
@@ -76,7 +76,7 @@ class CheckpointFiles:
         self._generation = generation
         self._hmac_key = hmac_key
         self._n_ahead = n_threads
-        self._readers = ThreadPoolExecutor(n_threads, "embstore-read") if n_threads > 1 else None
+        self._readers = Workers(n_threads, "embstore-read") if n_threads > 1 else None
         self.directory = Directory(path)
         self._being_read: set[InputFile] = set()
         try:
@@ -194,7 +194,7 @@ class CheckpointFiles:
             for batch in _batches(file.sections, 1):
                 yield from read(batch)
             return
-        reading: deque[Future[list[T]]] = deque()
+        reading: deque[Job[list[T]]] = deque()
         try:
             for batch in _batches(file.sections, BATCH_BYTES):
                 reading.append(self._readers.submit(read, batch))
@@ -205,7 +205,8 @@ class CheckpointFiles:
         finally:
             for job in reading:
                 job.cancel()
-            wait(reading)
+            for job in reading:
+                job.wait()
 
     def _read(
         self,

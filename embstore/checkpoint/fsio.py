@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Self
 
@@ -148,6 +148,8 @@ class Directory:
                 _lock(fd, place)
             yield
         finally:
+            with suppress(OSError):  # closing is as good, unless a forked child holds it open too
+                calls.flock(fd, fcntl.LOCK_UN)
             with _naming("close the lock", place):
                 calls.close(fd)
 

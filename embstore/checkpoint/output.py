@@ -8,12 +8,12 @@
 
 import hashlib
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import NamedTuple, Self
 
 from embstore._prefetch import Prefetched
+from embstore._workers import Job, Workers
 from embstore.checkpoint import commit
 from embstore.checkpoint.blocks import Arrays, BlockWriter
 from embstore.checkpoint.entries import FileEntry
@@ -60,12 +60,12 @@ class FileWriter:
         self._directory = directory
         self._is_signed = is_signed
         self._pace = pace
-        self._syncs: ThreadPoolExecutor | None = None
-        self._synced: list[Future[None]] = []
+        self._syncs: Workers | None = None
+        self._synced: list[Job[None]] = []
 
     def __enter__(self) -> Self:
         if self._pace.n_ahead > 0:
-            self._syncs = ThreadPoolExecutor(1, "embstore-sync")
+            self._syncs = Workers(1, "embstore-sync")
         return self
 
     def __exit__(self, kind: object, *exc: object) -> None:

@@ -17,6 +17,7 @@ from embstore.checkpoint.writer import Beside, DataWriter, Views
 from embstore.errors import ArgumentError, CheckpointError, EmbstoreWarning
 
 Cut = Callable[[bool], Views]
+OnSaved = Callable[[str], object]
 
 
 class SaveReport(NamedTuple):
@@ -69,11 +70,18 @@ class CommitOptions(NamedTuple):
     keep_last: int
     hmac_key: bytes | None
     pace: Pace = AS_IT_COMES
+    on_saved: OnSaved | None = None
 
     @classmethod
-    def of(cls, keep_last: object, hmac_key: object, pace: Pace = AS_IT_COMES) -> Self:
+    def of(
+        cls,
+        keep_last: object,
+        hmac_key: object,
+        pace: Pace = AS_IT_COMES,
+        on_saved: OnSaved | None = None,
+    ) -> Self:
         """Return what a caller gives; raise ArgumentError if it cannot be."""
-        return cls(check_count("keep_last", keep_last, 1), checked_key(hmac_key), pace)
+        return cls(check_count("keep_last", keep_last, 1), checked_key(hmac_key), pace, on_saved)
 
 
 def save_tables(
@@ -87,6 +95,7 @@ def save_tables(
     keep_last: int = 1,
     hmac_key: bytes | None = None,
     pace: Pace = AS_IT_COMES,
+    on_saved: OnSaved | None = None,
 ) -> SaveReport:
     """Write a checkpoint of tables into a directory, replacing the one that is there at the end.
 
@@ -119,6 +128,9 @@ def save_tables(
         of someone who has it. A delta is then written only to what is signed with the same key.
     pace
         How blocks are exported, and who is told of those that are written.
+    on_saved
+        Called with the digest once the new checkpoint is the directory's; what comes after that, a
+        warning above all, may still raise.
 
     Returns
     -------
@@ -142,7 +154,7 @@ def save_tables(
     """
     begin = time.perf_counter()
     check_count("max_deltas", max_deltas, 0)
-    options = CommitOptions.of(keep_last, hmac_key, pace)
+    options = CommitOptions.of(keep_last, hmac_key, pace, on_saved)
     beside = Beside.of(extra, store)
     take = cut if callable(cut) else _whole(cut, base)
     with Directory(path_of(path), create=True) as directory, directory.locked():
@@ -211,6 +223,8 @@ def save_after(
             commit.remove_leftovers(directory, history)
         raise
     commit.publish(directory)
+    if options.on_saved is not None:
+        options.on_saved(stored.manifest.digest)
     n_threads = 2 if options.pace.n_ahead else 1
     commit.remove_replaced(directory, history, manifest, options.keep_last, n_threads)
     layers = [manifest.layers(index)[-1] for index in range(len(manifest.tables))]

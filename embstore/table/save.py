@@ -112,7 +112,7 @@ class Save:
     settings: SaveSettings
     n_threads: int
     is_cut: threading.Event = field(default_factory=threading.Event)
-    is_cancelled: bool = False
+    cancelled: threading.Event = field(default_factory=threading.Event)
     progress: SaveProgress = field(default_factory=lambda: SaveProgress(0, 0, 0.0))
     _began: float = 0.0
 
@@ -127,6 +127,11 @@ class Save:
             def cut(is_delta: bool) -> dict[str, SnapshotView]:
                 return self._cut(is_delta, taken, snapshots)
 
+            def tell(digest: str) -> None:
+                for name, table in self.tables.items():
+                    taken[name].end(True)
+                    table._note_saved(digest)
+
             report = checkpoint.save_tables(
                 self.path,
                 cut,
@@ -137,10 +142,8 @@ class Save:
                 keep_last=self.settings.keep_last,
                 hmac_key=self.settings.hmac_key,
                 pace=checkpoint.Pace(N_AHEAD if self.n_threads > 1 else 0, self._observe),
+                on_saved=tell,
             )
-            for name, table in self.tables.items():
-                taken[name].end(True)
-                table._note_saved(report.digest)
         self.progress = self.progress._replace(fraction=1.0)
         return report
 
@@ -172,12 +175,17 @@ class Save:
         """Take note of a block that was written; wait as long as io_share asks."""
         total = max(self.progress.n_bytes_total, n_bytes)
         self.progress = SaveProgress(n_bytes, total, n_bytes / total)
-        if self.is_cancelled:
-            raise CancelledError(f"the save to {self.path} was cancelled; nothing was replaced")
         if self.settings.io_share < 1.0:
             worked = time.perf_counter() - self._began
-            time.sleep(worked * (1.0 / self.settings.io_share - 1.0))
+            rest = worked / self.settings.io_share - worked
+            self.cancelled.wait(min(rest, threading.TIMEOUT_MAX))
             self._began = time.perf_counter()
+        if self.cancelled.is_set():
+            raise CancelledError(f"the save to {self.path} was cancelled; nothing was replaced")
+
+    def release(self) -> None:
+        """Let go of the tables and of what was saved beside them."""
+        self.tables, self.extra = {}, None
 
 
 @contextmanager

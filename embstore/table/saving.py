@@ -5,8 +5,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
+
 from embstore.engines.threads import num_threads
-from embstore.errors import EmbstoreWarning
+from embstore.errors import CancelledError, EmbstoreWarning
 from embstore.table.base import TableBase
 from embstore.table.save import Path, Save, SaveOptions, SaveProgress, SaveSettings
 from embstore.table.upkeep import TableUpkeep
@@ -50,8 +52,10 @@ class SaveHandle:
         try:
             self._report = self._save.run()
         except BaseException as error:  # any: it is raised again where the save is waited for
-            self._error, self._is_told = error, False
+            self._error = error
+            self._is_told = isinstance(error, CancelledError) and self._save.cancelled.is_set()
         finally:
+            self._save.release()
             self._done.set()
             self._save.is_cut.set()
         if self._on_done is not None:
@@ -107,7 +111,7 @@ class SaveHandle:
 
         It may be too late: a save that has written its last block succeeds.
         """
-        self._save.is_cancelled = True
+        self._save.cancelled.set()
 
     def __del__(self) -> None:
         if not self._is_told:
@@ -147,9 +151,17 @@ def save_async(
 ) -> SaveHandle:
     """Write all `tables` as of now, by one thread that goes on when this returns."""
     settings = SaveSettings.of(options, where, tables.values())
-    handle = SaveHandle(Save(path, tables, extra, store, settings, n_threads=1), on_done)
+    own = _with_own_arrays(extra)
+    handle = SaveHandle(Save(path, tables, own, store, settings, n_threads=1), on_done)
     handle._start()
     return handle
+
+
+def _with_own_arrays(extra: object) -> object:
+    """Return `extra` with copies of its arrays: those go on being trained."""
+    if not isinstance(extra, Mapping):
+        return extra
+    return {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in extra.items()}
 
 
 class TableSaving(TableUpkeep):
@@ -218,7 +230,7 @@ class TableSaving(TableUpkeep):
         Parameters
         ----------
         path, extra, evict, **options
-            As for `save`.
+            As for `save`. The arrays of `extra` are copied.
         on_done
             Called with the handle in the save's thread when the save has ended, well or not.
 

@@ -39,7 +39,9 @@ ADMIT: tuple[Admit, ...] = ("policy", "always")
 class Table(TableContent, TableFiles):
     """A dynamic table from int64 keys, all 2**64 of them, to rows of `dim` values.
 
-    Any number of threads may `find` while one at a time trains, evicts or saves; others queue.
+    Any number of threads may `find` while one at a time trains or evicts; others queue. A save lets
+    both go on.
+
     Keys are int64 arrays (uint64 by its bits, int32 and uint32 widened), objects with DLPack on
     the CPU, or lists of ints. A call that raises leaves the table as it was.
 

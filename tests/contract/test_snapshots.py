@@ -284,6 +284,63 @@ def test_one_snapshot_at_a_time_and_none_of_a_closed_table(make_table):
         table._engine.snapshot(False, 0, -1)
 
 
+def test_the_log_takes_no_more_memory_than_all_rows_need(make_table):
+    table = build(make_table)
+    fill(table, np.random.default_rng(6))
+    before = table.nbytes
+    reading = Reading(table, log_bytes=1 << 44)
+    assert table.nbytes - before < 2 * before
+    expected = table.find(ids(7))
+    table.assign(ids(7), np.full((1, DIM), 3, np.float32))
+    reading.read(reading.n_rows)
+    rows = reading.found()["rows"]
+    np.testing.assert_array_equal(rows[1][rows[0] == 7], expected)
+    reading.snapshot.end(False)
+
+
+def test_a_filter_that_changes_for_long_is_kept_once(make_table):
+    table = build(make_table, admission=es.BloomAdmission(min_count=9, capacity=5000))
+    rng = np.random.default_rng(7)
+    before = table.nbytes
+    reading = Reading(table)
+    expected = [table._engine.bloom_read(p).copy() for p in range(256)]
+    for step in range(60):
+        table.find_or_insert(rng.integers(0, 1 << 40, 2000), step=step)
+    filter_bytes = sum(len(part) for part in expected)
+    assert table.nbytes - before < 2 * filter_bytes + (2 << 20)
+    while not reading.is_done():
+        reading.read(0)
+    for found, part in zip(reading.bloom, expected, strict=True):
+        np.testing.assert_array_equal(found, part)
+    reading.snapshot.end(False)
+
+
+def test_a_snapshot_ends_after_the_call_that_reads_it(make_table):
+    table = build(make_table)
+    keys = np.arange(200_000)
+    table.assign(keys, np.full((len(keys), DIM), 3, np.float32))
+    for _ in range(10):
+        snapshot = table._engine.snapshot(False, 0, -1)
+        snapshot.prepare(1, False)
+        found, begun = [], threading.Event()
+
+        def read(snapshot=snapshot, found=found, begun=begun):
+            begun.set()
+            try:
+                found.append(snapshot.rows(0, len(keys), 1))
+            except es.ClosedTableError as error:  # it ended before
+                found.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        begun.wait()
+        snapshot.end(False)
+        reader.join()
+        (result,) = found
+        if not isinstance(result, es.ClosedTableError):
+            assert (result[1] == 3).all()
+
+
 def test_the_order_is_that_of_files(make_table):
     table = build(make_table)
     fill(table, np.random.default_rng(5))

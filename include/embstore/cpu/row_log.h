@@ -20,8 +20,12 @@ namespace embstore::cpu {
 class RowLog {
  public:
   // `file` is a descriptor of an empty file, or negative: then the memory is all there is.
-  RowLog(uint64_t image_bytes, uint64_t memory_bytes, int file)
-      : image_bytes_(image_bytes), n_memory_(std::min<uint64_t>(memory_bytes / image_bytes, kMost)), file_(file) {
+  RowLog(uint64_t image_bytes, uint64_t most_bytes, int file)
+      : image_bytes_(image_bytes), n_memory_(std::min<uint64_t>(most_bytes / image_bytes, kMost)), file_(file) {}
+
+  // Takes the memory, before anything else is called: no more than n_images need.
+  void reserve(uint64_t n_images) {
+    n_memory_ = std::min(n_memory_, n_images);
     if (n_memory_ > 0) memory_ = Region::allocate(n_memory_ * image_bytes_);
     free_.reserve(n_memory_);
   }
@@ -102,7 +106,7 @@ class RowLog {
   }
 
   const uint64_t image_bytes_;
-  const uint64_t n_memory_;
+  uint64_t n_memory_;
   const int file_;
   Region memory_;
   std::mutex mutex_;

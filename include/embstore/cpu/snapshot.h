@@ -76,7 +76,8 @@ class Snapshot {
   uint64_t n_in_file() const { return log_.n_in_file(); }
   uint64_t bytes() const {
     return log_.memory_bytes() + (set_.capacity() + changes_.written.capacity()) * 8 + n_rows_ * sizeof(uint32_t) +
-           frozen_metas_.bytes() + frozen_bloom_.bytes();
+           frozen_metas_.bytes() + frozen_bloom_.bytes() + n_kept_blocks_ * sizeof(BlockImage) +
+           n_scanned_ * sizeof(Candidate) + noted_.size() * kNotedBytes;
   }
 
  private:
@@ -86,7 +87,8 @@ class Snapshot {
   static constexpr uint32_t kRead = 2;
   static constexpr uint32_t kMetaFrozen = 3;
   static constexpr uint32_t kFirstImage = 4;
-  static constexpr uint64_t kBlock = 64;  // rows that are logged together
+  static constexpr uint64_t kBlock = 64;       // rows that are logged together
+  static constexpr uint64_t kNotedBytes = 40;  // about: an entry of noted_, and its bucket
 
   // The rows of the cut, as ExportOrder wants them.
   struct RowsOfCut {
@@ -138,6 +140,7 @@ class Snapshot {
   bool is_collecting_ = false;
   uint32_t n_ranges_ = 0;  // of hashes
   uint32_t n_collected_ = 0;
+  uint64_t n_scanned_ = 0;    // candidates
   std::vector<Candidate> candidates_;
   std::unordered_map<int64_t, uint32_t> noted_;  // the words at the cut of those that have changed
   bool is_sorted_ = false;                       // candidates_
@@ -150,6 +153,8 @@ class Snapshot {
   const uint8_t* bloom_ = nullptr;  // the table's, or frozen_bloom_
   uint64_t n_partition_blocks_ = 0;
   uint32_t next_partition_ = kPartitions;  // those before it have been read
+  std::vector<uint64_t> is_kept_;  // a bit for each block
+  uint64_t n_kept_blocks_ = 0;     // whose images wait in blocks_
   std::array<std::vector<BlockImage>, kPartitions> blocks_;
   Region frozen_bloom_;
 
@@ -169,6 +174,7 @@ inline void Snapshot::cut(std::shared_ptr<Storage> storage, const es_state& stat
   const uint64_t n_words = (n_ids_ + 63) / 64;
   set_.assign(rows().live_bits(), rows().live_bits() + n_words);
   words_ = Region::reserve(std::max<uint64_t>(n_ids_, 1) * sizeof(uint32_t));
+  log_.reserve(n_live_);
   changes_ = changes->take(n_ids_);  // the last that may throw
   if (is_delta)
     for (uint64_t w = 0; w < n_words; ++w) set_[w] &= changes_.written[w];
@@ -178,6 +184,7 @@ inline void Snapshot::cut(std::shared_ptr<Storage> storage, const es_state& stat
 inline void Snapshot::take_bloom(const Region& bloom, uint64_t n_blocks) {
   bloom_ = reinterpret_cast<const uint8_t*>(bloom.data());
   n_partition_blocks_ = n_blocks;
+  is_kept_.resize((n_blocks * kPartitions + 63) / 64);
   next_partition_ = 0;
 }
 
@@ -378,6 +385,7 @@ inline bool Snapshot::collect_candidates() {
   index.scan_candidates(hash_from(n_collected_), last, [&](uint64_t key, uint32_t word) {
     candidates_.push_back(Candidate{static_cast<int64_t>(key), word});
   });
+  n_scanned_ = candidates_.size();
   ++n_collected_;
   is_collecting_ = !is_last;
   return !is_last;
@@ -401,12 +409,15 @@ inline const std::vector<Candidate>& Snapshot::candidates() {
 inline void Snapshot::keep_block(uint64_t block) {
   if (frozen_bloom_ || next_partition_ >= kPartitions) return;
   const uint64_t partition = block / n_partition_blocks_;
-  if (partition < next_partition_) return;
+  const uint64_t bit = uint64_t{1} << (block % 64);
+  if (partition < next_partition_ || (is_kept_[block / 64] & bit) != 0) return;
   try {
     BlockImage image;
     image.block = block;
     std::memcpy(image.bytes.data(), bloom_ + block * kBloomBlockBytes, kBloomBlockBytes);
     blocks_[partition].push_back(image);
+    is_kept_[block / 64] |= bit;
+    ++n_kept_blocks_;
   } catch (const std::bad_alloc&) {
     lose(ENOMEM);
   }
@@ -424,14 +435,15 @@ inline void Snapshot::freeze_bloom() {
   bloom_ = reinterpret_cast<const uint8_t*>(frozen_bloom_.data());
 }
 
-// Partitions are read in ascending order. A block that changed often was kept as often: the first is the cut's.
+// Partitions are read in ascending order.
 inline void Snapshot::read_bloom(uint32_t partition, uint8_t* out) {
   require(partition == next_partition_, "a snapshot's filter is read partition by partition");
   const uint64_t first = partition * n_partition_blocks_;
   std::memcpy(out, bloom_ + first * kBloomBlockBytes, n_partition_blocks_ * kBloomBlockBytes);
   std::vector<BlockImage>& images = blocks_[partition];
-  for (auto image = images.rbegin(); image != images.rend(); ++image)
-    std::memcpy(out + (image->block - first) * kBloomBlockBytes, image->bytes.data(), kBloomBlockBytes);
+  for (const BlockImage& image : images)
+    std::memcpy(out + (image.block - first) * kBloomBlockBytes, image.bytes.data(), kBloomBlockBytes);
+  n_kept_blocks_ -= images.size();
   std::vector<BlockImage>().swap(images);
   ++next_partition_;
 }
