@@ -58,7 +58,7 @@ def test_a_kill_at_each_call(tmp_path, host, record, kind, how):
     tally = record("R1", f"SIGKILL {how} each call of a save, as Python makes them", "calls")
     n_calls = EachCall(tmp_path, host, kind).run(tally, how, seed=0)
     assert tally.failures == []
-    assert n_calls > 100
+    assert n_calls > 50
 
 
 # ---- R3
@@ -176,7 +176,7 @@ def test_each_call_fails_in_each_way(tmp_path, record, quick_disk, kind):
     tally = record("R5", "each call of a save fails, calls as Python makes them", "calls x errors")
     n_cases = FailingDisk(tmp_path / "disk", kind).run(tally, seed=0)
     assert tally.failures == []
-    assert n_cases > 500
+    assert n_cases > 300
 
 
 def test_ten_thousand_failed_saves_leave_no_file_open(tmp_path, record, quick_disk):

@@ -244,6 +244,7 @@ inline void Snapshot::protect(const uint32_t* rows, uint64_t n) {
     n_claimed = 0;
   }
   log_rows(claimed, were, n_claimed);
+  __atomic_thread_fence(__ATOMIC_RELEASE);  // who sees a key that is stored from here on sees the words: key_of()
 }
 
 inline void Snapshot::log_rows(const uint32_t* rows, const uint32_t* were, uint64_t n) {
