@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Self
 
@@ -148,10 +148,12 @@ class Directory:
                 _lock(fd, place)
             yield
         finally:
-            with suppress(OSError):  # closing is as good, unless a forked child holds it open too
-                calls.flock(fd, fcntl.LOCK_UN)
-            with _naming("close the lock", place):
-                calls.close(fd)
+            try:  # not by closing alone: a child that was forked meanwhile has it open too
+                with _naming("release the lock", place):
+                    calls.flock(fd, fcntl.LOCK_UN)
+            finally:
+                with _naming("close the lock", place):
+                    calls.close(fd)
 
 
 def _lock(fd: int, place: str) -> None:
