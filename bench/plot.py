@@ -22,6 +22,7 @@ MOST_BARS = 24  # of one picture; more are split by dim
 WORDS = ("distribution", "pooling")  # axes whose values speak for themselves
 UNITS = {
     "x": "times the time: lower is better",
+    "s": "seconds: lower is better",
     "us": "microseconds: lower is better",
     "ms": "milliseconds: lower is better",
     "GB/s": "GB/s: higher is better",
