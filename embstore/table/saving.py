@@ -135,9 +135,22 @@ def save(
     options: SaveOptions,
     where: str,
 ) -> "SaveReport":
-    """Write all `tables` as of one moment, on all threads."""
+    """Write all `tables` as of one moment, on all threads.
+
+    A thread of its own does it, to which no KeyboardInterrupt comes: one cancels the save, and waits
+    for it; after another the save ends by itself.
+    """
     settings = SaveSettings.of(options, where, tables.values())
-    return Save(path, tables, extra, store, settings, num_threads()).run()
+    handle = SaveHandle(Save(path, tables, extra, store, settings, num_threads()), None)
+    try:
+        handle._thread.start()
+        handle._thread.join()
+    except BaseException:
+        handle.cancel()
+        if handle._thread.ident is not None:
+            handle._thread.join()
+        raise
+    return handle.wait()
 
 
 def save_async(
