@@ -137,8 +137,8 @@ def save(
 ) -> "SaveReport":
     """Write all `tables` as of one moment, on all threads.
 
-    A thread of its own does it, to which no KeyboardInterrupt comes: one cancels the save, and waits
-    for it; after another the save ends by itself.
+    A thread of its own does it, to which no KeyboardInterrupt comes: one cancels the save, and
+    waits for it; after another the save ends by itself.
     """
     settings = SaveSettings.of(options, where, tables.values())
     handle = SaveHandle(Save(path, tables, extra, store, settings, num_threads()), None)

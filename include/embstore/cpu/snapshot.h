@@ -140,7 +140,7 @@ class Snapshot {
   bool is_collecting_ = false;
   uint32_t n_ranges_ = 0;  // of hashes
   uint32_t n_collected_ = 0;
-  uint64_t n_scanned_ = 0;    // candidates
+  uint64_t n_scanned_ = 0;  // candidates
   std::vector<Candidate> candidates_;
   std::unordered_map<int64_t, uint32_t> noted_;  // the words at the cut of those that have changed
   bool is_sorted_ = false;                       // candidates_
@@ -153,8 +153,8 @@ class Snapshot {
   const uint8_t* bloom_ = nullptr;  // the table's, or frozen_bloom_
   uint64_t n_partition_blocks_ = 0;
   uint32_t next_partition_ = kPartitions;  // those before it have been read
-  std::vector<uint64_t> is_kept_;  // a bit for each block
-  uint64_t n_kept_blocks_ = 0;     // whose images wait in blocks_
+  std::vector<uint64_t> is_kept_;          // a bit for each block
+  uint64_t n_kept_blocks_ = 0;             // whose images wait in blocks_
   std::array<std::vector<BlockImage>, kPartitions> blocks_;
   Region frozen_bloom_;
 
