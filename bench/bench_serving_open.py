@@ -57,15 +57,6 @@ def values_of(keys, dim):
     return np.repeat(numbers[:, None], dim, axis=1)
 
 
-@dataclass
-class Rows:
-    keys: np.ndarray
-    values: np.ndarray
-    slots: np.ndarray
-    freq: np.ndarray
-    step: np.ndarray
-
-
 class SyntheticTable:
     """A table to save (a `checkpoint.TableView`) whose rows are made up as they are read."""
 
@@ -95,7 +86,7 @@ class SyntheticTable:
         keys = self._held[2][part]
         n = len(keys)
         none = np.empty((n, 0), np.float32)
-        return Rows(
+        return es.Rows(
             keys, values_of(keys, self.dim), none, np.ones(n, np.uint32), np.zeros(n, np.int64)
         )
 

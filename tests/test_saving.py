@@ -14,6 +14,7 @@ import weakref
 import checkpoint_kit as kit
 import numpy as np
 import pytest
+from contract.tools import write_number
 
 import embstore as es
 from embstore import checkpoint
@@ -102,21 +103,16 @@ def test_saves_beside_training_are_each_of_one_moment(threads, tmp_path):
     """Values, slots, freq and step of every row tell one number; all rows the same."""
     es.set_num_threads(threads)
     keys = np.arange(3000, dtype=np.int64) * 977
-    ones = np.ones((len(keys), 4), np.float32)
     stop = threading.Event()
-
-    def write(k):
-        freq, step = np.full(len(keys), k, np.uint32), np.full(len(keys), k)
-        table.import_(es.Rows(keys, ones * k, ones * k, freq, step))
 
     def go_on():
         k = 1
         while not stop.is_set():
             k += 1
-            write(k)
+            write_number(table, keys, k)
 
     with make() as table:
-        write(1)
+        write_number(table, keys, 1)
         trainer = threading.Thread(target=go_on)
         trainer.start()
         try:

@@ -121,6 +121,12 @@ class TableSpec:
         return sum(width for _, width in self.slots)
 
     @property
+    def bloom_bytes(self) -> int:
+        """Bytes of each of the 256 sub-filters; 0 without a filter."""
+        policy = self.admission
+        return policy.partition_bytes if isinstance(policy, admissions.BloomAdmission) else 0
+
+    @property
     def stored_dtype(self) -> np.dtype[Any]:
         """The numpy dtype of values as stored: bfloat16 as its bits in uint16."""
         return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)

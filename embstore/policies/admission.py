@@ -128,9 +128,14 @@ class BloomAdmission(Admission):
         return _solve(512 // self.cell_bits, self.capacity, self.fpr)[1]
 
     @property
+    def partition_bytes(self) -> int:
+        """Bytes of each of the 256 sub-filters."""
+        return self.blocks_per_partition * BLOCK_BYTES
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the filter."""
-        return N_PARTITIONS * self.blocks_per_partition * BLOCK_BYTES
+        return N_PARTITIONS * self.partition_bytes
 
     def estimated_fpr(self, n_cells_used: int) -> float:
         """Return the false positive rate of the filter when `n_cells_used` cells are not zero.

@@ -109,12 +109,10 @@ def saved_spec(source: TableSource) -> TableSpec:
             raise CheckpointMismatchError(
                 f"{source.place} has {what} {getattr(source, what)}; its config says {expected}"
             )
-    bloom = spec.admission
-    n_bytes = 64 * bloom.blocks_per_partition if isinstance(bloom, BloomAdmission) else 0
-    if source.bloom_bytes != n_bytes:
+    if source.bloom_bytes != spec.bloom_bytes:
         raise CheckpointMismatchError(
             f"{source.place} was saved with bloom sub-filters of {source.bloom_bytes} bytes; its "
-            f"admission policy makes them of {n_bytes} bytes"
+            f"admission policy makes them of {spec.bloom_bytes} bytes"
         )
     return spec
 

@@ -23,7 +23,7 @@ class SnapshotView:
         self.dtype: str = table.dtype
         self.slots = table.slots
         self.pins: NDArray[np.int64] = table._pins
-        self.bloom_bytes: int = len(table._engine.bloom_read(0))
+        self.bloom_bytes: int = table._spec.bloom_bytes
         self._is_delta = is_delta
         self._firsts: dict[bool, NDArray[np.uint64]] = {}
 

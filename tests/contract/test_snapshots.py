@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from contract.tools import ids
+from contract.tools import ids, write_number
 from reference.hashing import partition_of
 
 import embstore as es
@@ -361,21 +361,16 @@ def test_beside_a_training_thread(threads, make_table):
     """Rows whose values and slots tell one number: a torn one would tell two."""
     table = build(make_table, dim=16, optimizer=es.Adagrad(lr=0.0), admission=None)
     keys = np.arange(20_000, dtype=np.int64) * 977
-    ones = np.ones((len(keys), 16), np.float32)
     es.set_num_threads(threads)
     stop = threading.Event()
-
-    def write(k):
-        freq, step = np.full(len(keys), k, np.uint32), np.full(len(keys), k)
-        table.import_(es.Rows(keys, ones * k, ones * k, freq, step))
 
     def train():
         k = 0
         while not stop.is_set():
             k += 1
-            write(k)
+            write_number(table, keys, k)
 
-    write(0)
+    write_number(table, keys, 0)
     trainer = threading.Thread(target=train)
     trainer.start()
     try:

@@ -19,6 +19,13 @@ def rows_of(*values, dim=2):
     return np.repeat(np.array(values, np.float32)[:, None], dim, axis=1)
 
 
+def write_number(table, keys, k):
+    """Make values, slots, freq and step of rows all k; a row of two numbers is torn."""
+    numbers = np.full((len(keys), table.dim), k, np.float32)
+    freq, step = np.full(len(keys), k, np.uint32), np.full(len(keys), k)
+    table.import_(es.Rows(keys, numbers, numbers, freq, step))
+
+
 def live(table):
     """Return the keys that have a row, ascending."""
     rows = exported(table)
