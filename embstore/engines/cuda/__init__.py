@@ -1,0 +1,1 @@
+"""The CUDA engine: tables in the memory of a card."""
