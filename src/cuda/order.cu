@@ -1,0 +1,34 @@
+// Scans and sorts.
+#include "embstore/cuda/order.h"
+
+using namespace embstore;
+using namespace embstore::cuda;
+
+struct ScanSumsArgs {
+  const uint32_t* in;
+  uint64_t n;
+  const uint64_t* n_at;  // or null
+  uint64_t* sums;        // (n_blocks,)
+};
+
+EMB_KERNEL(scan_sums, ScanSumsArgs) {
+  EMB_SHARED(uint32_t, warp_sums, kBlockWarps);
+  const uint64_t sum = block_sum(a.in, share_of_block(count_of(a.n, a.n_at)), warp_sums);
+  if (block_thread() == 0) a.sums[block_number()] = sum;
+}
+
+struct ScanWriteArgs {
+  const uint32_t* in;
+  uint64_t n;
+  const uint64_t* n_at;  // or null
+  const uint64_t* sums;  // of scan_sums, launched with the same number of threads
+  uint32_t* out;         // (n,) may be `in`
+  uint64_t* total;       // or null
+};
+
+EMB_KERNEL(scan_write, ScanWriteArgs) {
+  EMB_SHARED(uint32_t, warp_sums, kBlockWarps);
+  const Share share = share_of_block(count_of(a.n, a.n_at));
+  const uint64_t total = block_write_prefixes(a.in, share, a.sums, warp_sums, a.out);
+  if (grid_thread() == 0 && a.total != nullptr) *a.total = total;
+}
