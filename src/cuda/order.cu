@@ -5,7 +5,7 @@ using namespace embstore;
 using namespace embstore::cuda;
 
 struct ScanSumsArgs {
-  const uint32_t* in;
+  const uint32_t* counts;
   uint64_t n;
   const uint64_t* n_at;  // or null
   uint64_t* sums;        // (n_blocks,)
@@ -13,22 +13,22 @@ struct ScanSumsArgs {
 
 EMB_KERNEL(scan_sums, ScanSumsArgs) {
   EMB_SHARED(uint32_t, warp_sums, kBlockWarps);
-  const uint64_t sum = block_sum(a.in, share_of_block(count_of(a.n, a.n_at)), warp_sums);
+  const uint64_t sum = block_sum(a.counts, share_of_block(count_of(a.n, a.n_at)), warp_sums);
   if (block_thread() == 0) a.sums[block_number()] = sum;
 }
 
 struct ScanWriteArgs {
-  const uint32_t* in;
+  const uint32_t* counts;
   uint64_t n;
   const uint64_t* n_at;  // or null
   const uint64_t* sums;  // of scan_sums, launched with the same number of threads
-  uint32_t* out;         // (n,) may be `in`
+  uint32_t* out;         // (n,) may be `counts`
   uint64_t* total;       // or null
 };
 
 EMB_KERNEL(scan_write, ScanWriteArgs) {
   EMB_SHARED(uint32_t, warp_sums, kBlockWarps);
   const Share share = share_of_block(count_of(a.n, a.n_at));
-  const uint64_t total = block_write_prefixes(a.in, share, a.sums, warp_sums, a.out);
+  const uint64_t total = block_write_prefixes(a.counts, share, a.sums, warp_sums, a.out);
   if (grid_thread() == 0 && a.total != nullptr) *a.total = total;
 }

@@ -1,0 +1,60 @@
+"""Kernels by name and fields: what stands between the engine's steps and a queue."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore.engines import kernels
+from embstore.engines.cuda.device import Memory, Queue
+from embstore.errors import InternalError
+
+
+class Launcher:
+    """A queue, and the scratch memory that a table's calls use one after another on it.
+
+    What a step leaves in scratch is good until the next step asks for memory of the same name.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self._scratch: dict[str, Memory] = {}
+
+    def run(self, kernel: str, n_threads: int, **fields: int | float) -> None:
+        """Launch a kernel: about `n_threads`, and the fields of its argument struct by name."""
+        args = packed(kernels.argument_fields(kernel), fields, kernel)
+        self.queue.launch(kernel, max(1, n_threads), args)
+
+    def scratch(self, name: str, n_bytes: int) -> int:
+        """Return the address of at least `n_bytes` that hold nothing in particular."""
+        held = self._scratch.get(name)
+        if held is None or held.n_bytes < n_bytes:
+            self._scratch.pop(name, None)
+            self._scratch[name] = held = self.queue.alloc(max(256, n_bytes + n_bytes // 4))
+        return held.address
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of all scratch memory."""
+        return sum(memory.n_bytes for memory in self._scratch.values())
+
+    def on(self, queue: Queue) -> None:
+        """Go on with another queue, which is ordered after all that was queued so far."""
+        self.queue = queue
+
+
+def packed(
+    types: Mapping[str, str], fields: Mapping[str, int | float], where: str
+) -> NDArray[np.uint64]:
+    """Return a struct of 8-byte fields as uint64; `types` says of each whether it is a double."""
+    if fields.keys() != types.keys():
+        odd = sorted(fields.keys() ^ types.keys())
+        raise InternalError(f"{where}: fields {odd} are missing, or are not of its struct")
+    values = np.empty(len(types), np.uint64)
+    for place, (name, kind) in enumerate(types.items()):
+        value = fields[name]
+        if kind == "double":
+            values[place] = np.float64(value).view(np.uint64)
+        else:
+            values[place] = int(value) & 0xFFFFFFFFFFFFFFFF
+    return values
