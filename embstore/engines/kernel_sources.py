@@ -5,6 +5,7 @@ is an error, so that Python and device code cannot disagree about a layout.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,11 @@ def code_of(text: str) -> str:
     return DIRECTIVE.sub("", COMMENT.sub(" ", text))
 
 
-def fields_of(struct: str, text: str, where: str) -> tuple[str, ...] | None:
+# From the names of a struct's fields, in order, to their types: uint64_t, int64_t, double, pointer.
+Fields = Mapping[str, str]
+
+
+def fields_of(struct: str, text: str, where: str) -> Fields | None:
     """Return the fields of a struct in a source, None if it is not there.
 
     Raises
@@ -57,7 +62,7 @@ def fields_of(struct: str, text: str, where: str) -> tuple[str, ...] | None:
                 f"{where}: struct {struct}: a field must be one pointer, uint64_t, int64_t or "
                 f"double, got {' '.join(declaration.split())!r}"
             )
-    return tuple(field["name"] for field in fields if field is not None)
+    return {field["name"]: field["type"] or "pointer" for field in fields if field is not None}
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,8 @@ class Sources:
         """Return the translation units, sorted."""
         return sorted(self.kernels.glob("*.cu"))
 
-    def struct_fields(self, struct: str) -> tuple[str, ...]:
-        """Return the names of the fields, of 8 bytes each, of a struct of the headers of cuda/."""
+    def struct_fields(self, struct: str) -> Fields:
+        """Return the fields, of 8 bytes each, of a struct of the headers of cuda/."""
         for path in self.headers():
             if path.parent.name == "cuda":
                 fields = fields_of(struct, path.read_text(), path.name)
@@ -93,12 +98,12 @@ class Sources:
                     return fields
         raise InternalError(f"struct {struct} is in no header of {self.include}/embstore/cuda")
 
-    def kernel_arguments(self) -> dict[str, tuple[str, ...]]:
+    def kernel_arguments(self) -> dict[str, Fields]:
         """Return the fields of the argument struct of each kernel.
 
         A struct is looked for in the file of its kernel, then in the headers of cuda/.
         """
-        found: dict[str, tuple[str, ...]] = {}
+        found: dict[str, Fields] = {}
         for path in self.units():
             text = path.read_text()
             for declared in KERNEL.findall(code_of(text)):
@@ -138,12 +143,12 @@ def installed_sources() -> Sources:
 
 
 @cache
-def _installed_arguments() -> dict[str, tuple[str, ...]]:
+def _installed_arguments() -> dict[str, Fields]:
     return installed_sources().kernel_arguments()
 
 
-def argument_fields(kernel: str) -> tuple[str, ...]:
-    """Return the names of the arguments of a kernel, in order; each has 8 bytes."""
+def argument_fields(kernel: str) -> Fields:
+    """Return the arguments of a kernel, in order; each has 8 bytes."""
     arguments = _installed_arguments()
     if kernel not in arguments:
         raise InternalError(f"there is no kernel named {kernel!r}; there are {sorted(arguments)}")
@@ -151,6 +156,6 @@ def argument_fields(kernel: str) -> tuple[str, ...]:
 
 
 @cache
-def struct_fields(struct: str) -> tuple[str, ...]:
-    """Return the names of the fields, of 8 bytes each, of a struct of the headers of cuda/."""
+def struct_fields(struct: str) -> Fields:
+    """Return the fields, of 8 bytes each, of a struct of the headers of cuda/."""
     return installed_sources().struct_fields(struct)

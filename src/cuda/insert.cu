@@ -33,16 +33,6 @@ EMB_KERNEL(look_up, LookUpArgs) {
   }
 }
 
-// What a batch comes to; zeroed before tally_keys.
-struct Tally {
-  uint64_t n_new_rows;
-  uint64_t n_new_candidates;
-  uint64_t n_ended_candidates;
-  uint64_t n_refused;
-  uint64_t n_first_seen;  // by the filter
-  uint64_t n_found;
-};
-
 struct TallyKeysArgs {
   const TableView* table;
   const uint64_t* n_unique;
