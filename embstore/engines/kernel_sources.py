@@ -93,24 +93,30 @@ class Sources:
                     return fields
         raise InternalError(f"struct {struct} is in no header of {self.include}/embstore/cuda")
 
-    def kernel_arguments(self) -> dict[str, tuple[str, ...]]:
-        """Return the fields of the argument struct of each kernel.
+    def arguments_by_unit(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Return the fields of the argument struct of each kernel, by unit and kernel.
 
         A struct is looked for in the file of its kernel, then in the headers of cuda/.
         """
-        found: dict[str, tuple[str, ...]] = {}
+        found: dict[str, dict[str, tuple[str, ...]]] = {}
         for path in self.units():
             text = path.read_text()
+            kernels = found[path.stem] = {}
             for declared in KERNEL.findall(code_of(text)):
                 names = NAMES.fullmatch(declared)
                 if names is None:
                     raise InternalError(f"{path.name}: EMB_KERNEL({declared}) must name two things")
                 kernel, struct = names.groups()
-                if kernel in found:
+                if any(kernel in others for others in found.values()):
                     raise InternalError(f"{path.name}: there is another kernel named {kernel}")
                 own = fields_of(struct, text, path.name)
-                found[kernel] = self.struct_fields(struct) if own is None else own
+                kernels[kernel] = self.struct_fields(struct) if own is None else own
         return found
+
+    def kernel_arguments(self) -> dict[str, tuple[str, ...]]:
+        """Return the fields of the argument struct of each kernel."""
+        units = self.arguments_by_unit().values()
+        return {kernel: fields for unit in units for kernel, fields in unit.items()}
 
 
 @cache
