@@ -121,6 +121,10 @@ EMB_FN bool has_row_sums(const Optimizer& opt) {
   return opt.clip_norm > 0.0f || opt.kind == OptimizerKind::kRowWiseAdagrad;
 }
 
+EMB_FN void descend(float* __restrict w, const float* __restrict g, float rate, uint32_t dim) {
+  for (uint32_t j = 0; j < dim; ++j) w[j] = w[j] - rate * g[j];
+}
+
 EMB_FN void update_sgd(const UpdateScalars& s, float* __restrict w, float* __restrict slots, const float* __restrict g,
                        uint32_t dim) {
   if (s.a == 0.0f) return descend(w, g, s.lr, dim);
@@ -146,10 +150,6 @@ EMB_FN float rowwise_accumulated(float a, float sum_of_squares, uint32_t dim) {
   return a + sum_of_squares / static_cast<float>(static_cast<int32_t>(dim));
 }
 EMB_FN float rowwise_rate(const UpdateScalars& s, float a) { return s.lr / (square_root(a) + s.a); }
-
-EMB_FN void descend(float* __restrict w, const float* __restrict g, float rate, uint32_t dim) {
-  for (uint32_t j = 0; j < dim; ++j) w[j] = w[j] - rate * g[j];
-}
 
 EMB_FN void update_rowwise_adagrad(const UpdateScalars& s, float* __restrict w, float* __restrict slots,
                                    const float* __restrict g, uint32_t dim) {
