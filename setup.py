@@ -188,10 +188,19 @@ class BuildNative(build_ext):
 
 HEADERS = [*files("include", ".h"), *files("src", ".h")]
 
+# What is shipped as data, because device code is compiled where the device is.
+DATA = {"embstore.include": "include"}
+if files("src/cuda", ".cu"):
+    DATA["embstore.cuda_src"] = "src/cuda"
+
 setup(
-    packages=[*find_packages(include=["embstore", "embstore.*"]), "embstore.include"],
-    package_dir={"embstore.include": "include"},
-    package_data={"embstore": ["py.typed", "*.pyi"], "embstore.include": ["**/*.h"]},
+    packages=[*find_packages(include=["embstore", "embstore.*"]), *DATA],
+    package_dir=DATA,
+    package_data={
+        "embstore": ["py.typed", "*.pyi"],
+        "embstore.include": ["**/*.h"],
+        "embstore.cuda_src": ["*.cu"],
+    },
     ext_modules=[
         Extension(LIBRARY, library_sources(), depends=[*HEADERS, VERSION_SCRIPT]),
         Extension(CORE, ["src/_core.pyx"], depends=HEADERS),

@@ -14,6 +14,8 @@ WHEEL_NEEDS = (
     r"embstore/_core\.[^/]*\.so",
     r"embstore/libembstore\.so",
     r"embstore/include/embstore/embstore\.h",
+    r"embstore/include/embstore/cuda/simt\.h",
+    r"embstore/cuda_src/[^/]*\.cu",
     r"embstore-[^/]*\.dist-info/licenses/LICENSE",
     r"embstore-[^/]*\.dist-info/entry_points\.txt",
 )
@@ -24,6 +26,7 @@ SDIST_NEEDS = (
     r"setup\.py",
     r"include/embstore/embstore\.h",
     r"src/_core\.pyx",
+    r"src/cuda/[^/]*\.cu",
     r"src/core_buffers\.pxi",
     r"src/core_many\.pxi",
     r"src/libembstore\.map",

@@ -31,6 +31,7 @@ from embstore.errors import (
     ClosedTableError,
     CorruptCheckpointError,
     DataError,
+    DeviceError,
     EmbstoreError,
     EmbstoreWarning,
     ForkError,
@@ -66,6 +67,7 @@ from embstore.policies import (
 if TYPE_CHECKING:
     from embstore.checkpoint import SaveReport
     from embstore.engines.buffers import buffer_stats, release_buffers
+    from embstore.engines.cuda.status import CudaDevice, CudaStatus, cuda_status
     from embstore.engines.threads import num_threads, set_num_threads
     from embstore.store import Store
     from embstore.table import Batch, FeatureBatch, PooledBatch, SaveHandle, SaveProgress, Table
@@ -104,7 +106,10 @@ __all__ = [
     "Constant",
     "CorruptCheckpointError",
     "CounterAdmission",
+    "CudaDevice",
+    "CudaStatus",
     "DataError",
+    "DeviceError",
     "EmbstoreError",
     "EmbstoreWarning",
     "EvictReport",
@@ -137,6 +142,7 @@ __all__ = [
     "Uniform",
     "__version__",
     "buffer_stats",
+    "cuda_status",
     "get_include",
     "num_threads",
     "release_buffers",
@@ -146,6 +152,8 @@ __all__ = [
 
 _HOMES = {
     "Batch": "embstore.table",
+    "CudaDevice": "embstore.engines.cuda.status",
+    "CudaStatus": "embstore.engines.cuda.status",
     "FeatureBatch": "embstore.table",
     "PooledBatch": "embstore.table",
     "SaveHandle": "embstore.table",
@@ -154,6 +162,7 @@ _HOMES = {
     "Store": "embstore.store",
     "Table": "embstore.table",
     "buffer_stats": "embstore.engines.buffers",
+    "cuda_status": "embstore.engines.cuda.status",
     "num_threads": "embstore.engines.threads",
     "release_buffers": "embstore.engines.buffers",
     "set_num_threads": "embstore.engines.threads",

@@ -43,6 +43,10 @@ class OutOfMemoryError(EmbstoreError, MemoryError):
     """The system gave no memory; the table is as it was."""
 
 
+class DeviceError(EmbstoreError, RuntimeError):
+    """A device that was asked for is not there, or embstore cannot run on it."""
+
+
 class TicketError(EmbstoreError, ValueError):
     """A batch is closed, belongs to another table, or was made before a ``clear()``."""
 

@@ -49,6 +49,7 @@ FOREIGN = {
     "jax": {"jax", "keras"},
     "keras": {"keras"},
     "cupy": {"engines/cuda", "engines/kernels", "engines/arrays"},
+    "cupy_backends": {"engines/cuda", "engines/kernels"},
     "ml_dtypes": {"engines/arrays"},
     "tqdm": {"cli"},
     "matplotlib": {"cli"},

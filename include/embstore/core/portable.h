@@ -1,6 +1,6 @@
 // The one place that knows the compiler: integer types, function qualifiers, wide products, square roots, bit casts.
 //
-// 1. Compiles under g++, clang++ and NVRTC; no other core header has an #ifdef on the compiler.
+// 1. Compiles under g++, clang++, nvcc and NVRTC; no other core header has an #ifdef on the compiler.
 // 2. Every core function is EMB_FN: internal linkage, so that a translation unit built for AVX-512 never lends its
 //    copy of a function to one built for the baseline.
 // 3. No function here allocates, throws or keeps state; all may be called from any thread.
@@ -14,13 +14,19 @@ typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef signed long long int64_t;
 typedef unsigned long long uint64_t;
-#define EMB_FN __host__ __device__ static inline
-#define EMB_CONST __device__ static constexpr
 #else
 #include <stdint.h>
-#define EMB_FN static inline
-#define EMB_CONST static constexpr
 #endif
+
+#if defined(__CUDACC__)  // NVRTC defines it too
+#define EMB_FN __host__ __device__ static inline
+#else
+#define EMB_FN static inline
+#endif
+
+// A scalar whose value alone is used. Device code may read a constexpr of the host by value, so that no qualifier is
+// needed; with __device__ nvcc would hide it from the host. To bind a reference to one in device code does not compile.
+#define EMB_CONST static constexpr
 
 #if defined(__SANITIZE_THREAD__)
 #define EMB_TSAN 1

@@ -1,0 +1,426 @@
+"""The memory of a table on a device: its descriptor, counters, index and rows, and how they grow.
+
+1. The host owns all memory; kernels borrow it by the descriptor, whose address never changes.
+2. Rows lie in chunks. The first grows by copying until it is full; after that chunks are added, so
+   that the addresses of full ones stay.
+3. Growing changes no row and no count. What was there is freed in the queue's order.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore.engines import kernels, native
+from embstore.engines.cuda.device import Device, Memory
+from embstore.engines.cuda.launch import Launcher, packed
+from embstore.engines.spec import N_PARTITIONS, TableSpec
+from embstore.errors import OutOfMemoryError
+
+CHUNK_BYTES = 64 << 20  # of rows
+FIRST_ROWS = 64
+META_BYTES = 16
+LINE_BYTES = 128
+LINE_CELLS = 10
+FIRST_LINES = 8
+MOST_ROWS = 0xC0000000 - 3  # kMaxRows of core/types.h
+MOST_LOAD, GROWN_LOAD = 0.8, 0.5  # of the index: when it grows, and afterwards
+MOST_CHUNKS = 1 << 16
+
+
+def round_up(n: int, unit: int) -> int:
+    """Return the least multiple of `unit` that is at least n."""
+    return -(-n // unit) * unit
+
+
+class RowShape(NamedTuple):
+    """Where values and slots lie in a row, and rows in chunks."""
+
+    slots_at: int
+    row_bytes: int
+    chunk_shift: int
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a full chunk."""
+        return 1 << self.chunk_shift
+
+    def capacity_for(self, n_rows: int) -> int:
+        """Return the rows that there is memory for, once n have been asked for."""
+        if n_rows > self.chunk_rows:
+            return round_up(n_rows, self.chunk_rows)
+        capacity = min(FIRST_ROWS, self.chunk_rows)
+        while capacity < n_rows:
+            capacity *= 2
+        return capacity
+
+
+def row_shape(spec: TableSpec) -> RowShape:
+    """Return the shape of a table's rows: values, then slots, each at a multiple of 16 bytes."""
+    slots_at = round_up(spec.dim * spec.stored_dtype.itemsize, 16)
+    row_bytes = round_up(slots_at + 4 * spec.slot_floats, 16)
+    shift = 5
+    while (row_bytes << (shift + 1)) <= CHUNK_BYTES:
+        shift += 1
+    return RowShape(slots_at, row_bytes, shift)
+
+
+def lines_for(n_cells: int) -> int:
+    """Return the buckets of an index that has just grown for so many cells."""
+    return max(FIRST_LINES, -(-int(n_cells / GROWN_LOAD) // LINE_CELLS))
+
+
+def has_room(n_lines: int, n_cells: int) -> bool:
+    """Return whether an index holds so many cells without growing."""
+    return n_cells <= n_lines * LINE_CELLS * MOST_LOAD
+
+
+def side_rows_for(capacity: int) -> int:
+    """Return the rows that bitmaps and the list of free ids are made for."""
+    return round_up(capacity + capacity // 2, 1024)
+
+
+class Counters:
+    """What kernels have counted, as last downloaded; names are those of struct Counters."""
+
+    NAMES = kernels.struct_fields("Counters")
+
+    def __init__(self) -> None:
+        self.values = np.zeros(len(self.NAMES), np.uint64)
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return int(self.values[list(self.NAMES).index(name)])
+        except ValueError:
+            raise AttributeError(name) from None
+
+    def as_dict(self) -> dict[str, int]:
+        """Return all of them by name."""
+        return dict(zip(self.NAMES, self.values.tolist(), strict=True))
+
+
+class Storage:
+    """One table's memory. Belongs to whoever holds the engine's lock."""
+
+    def __init__(
+        self, spec: TableSpec, device: Device, launcher: Launcher, config: dict[str, Any]
+    ) -> None:
+        self.spec = spec
+        self.device = device
+        self.launcher = launcher
+        self.shape = row_shape(spec)
+        self.row_capacity = 0
+        self.n_lines = 0
+        self._row_chunks: list[Memory] = []
+        self._meta_chunks: list[Memory] = []
+        self._chunk_rows: list[int] = []
+        alloc = launcher.queue.alloc
+        self._names = kernels.struct_fields("TableView")
+        self._descriptor = alloc(8 * len(self._names))
+        self._counters = alloc(self.counters_bytes)
+        launcher.queue.fill(self._counters.address, 0, self.counters_bytes)
+        self._chunk_table = alloc(2 * 8 * MOST_CHUNKS)
+        self._default_row = alloc(4 * spec.dim)
+        default = spec.default_values()
+        launcher.queue.upload(
+            self._default_row.address, np.zeros(spec.dim, np.float32) if default is None else default
+        )
+        self.bloom_bytes = N_PARTITIONS * spec.bloom_bytes
+        self._bloom = alloc(max(self.bloom_bytes, 1))
+        launcher.queue.fill(self._bloom.address, 0, max(self.bloom_bytes, 1))
+        self._lines = self._new_lines(FIRST_LINES)
+        self._side: dict[str, Memory] = {}
+        self._side_rows = 0
+        self._removed = alloc(8)
+        self._removed_capacity = 1
+        self._derived = self._derive(config)
+        self._fields = self._constants(config)
+        self.reserve_rows(1)
+        self.write_descriptor()
+
+    # ---- the descriptor
+
+    @property
+    def view(self) -> int:
+        """Address of the descriptor."""
+        return self._descriptor.address
+
+    @property
+    def counters_bytes(self) -> int:
+        """Bytes of the counters."""
+        return 8 * len(Counters.NAMES)
+
+    @property
+    def counters_address(self) -> int:
+        """Address of the counters."""
+        return self._counters.address
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether the optimizer keeps powers of its betas."""
+        return bool(self._derived["has_moments"])
+
+    @property
+    def hash_fields(self) -> dict[str, int]:
+        """The keys of the index's hash, by the names that kernels give them."""
+        return {name: v for name, v in self._derived.items() if name.startswith("hash_")}
+
+    def _derive(self, config: dict[str, Any]) -> dict[str, int]:
+        """Return what follows from the parameters by core's rules."""
+        names = kernels.struct_fields("Derived")
+        queue = self.launcher.queue
+        text = np.frombuffer(config["name"] or b"\0", np.uint8)
+        name, out = queue.alloc(len(text)), queue.alloc(8 * len(names))
+        queue.upload(name.address, text)
+        low, high = config["hash_seed"]
+        self.launcher.run(
+            "derive_table",
+            1,
+            name=name.address,
+            n_name_bytes=len(config["name"]),
+            seed=config["seed"],
+            hash_seed_low=low,
+            hash_seed_high=high,
+            optimizer_kind=config["optimizer_kind"],
+            optimizer_p0=config["optimizer_p"][0],
+            dim=self.spec.dim,
+            out=out.address,
+        )
+        values = np.empty(len(names), np.uint64)
+        queue.download(out.address, values)
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def _constants(self, config: dict[str, Any]) -> dict[str, int | float]:
+        p = config["optimizer_p"]
+        return {
+            "dim": self.spec.dim,
+            "value_dtype": config["value_dtype"],
+            "is_stochastic": config["rounding"] == native.ROUNDINGS["stochastic"],
+            "n_slots": self._derived["n_slots"],
+            **self.shape._asdict(),
+            "row_chunks": self._chunk_table.address,
+            "meta_chunks": self._chunk_table.address + 8 * MOST_CHUNKS,
+            "default_row": self._default_row.address,
+            **self.hash_fields,
+            "init_kind": config["init_kind"],
+            "init_a": config["init_a"],
+            "init_b": config["init_b"],
+            "stream": self._derived["stream"],
+            "n_accumulators": self._derived["n_accumulators"],
+            "initial_accumulator": p[0],
+            "admission_kind": config["admission_kind"],
+            "min_count": config["min_count"],
+            "candidate_epoch": 0,
+            "bloom": self._bloom.address,
+            "bloom_cell_bits": config["bloom_cell_bits"],
+            "bloom_n_hashes": config["bloom_n_hashes"],
+            "bloom_blocks_per_partition": config["bloom_blocks_per_partition"],
+            "optimizer_kind": config["optimizer_kind"],
+            **{f"optimizer_p{i}": p[i] for i in range(4)},
+            "clip_norm": config["clip_norm"],
+            "clip_value": config["clip_value"],
+            "weight_decay": config["weight_decay"],
+            "step_base": 0,
+            "counters": self._counters.address,
+        }
+
+    def set_clock(self, step_base: int, candidate_epoch: int) -> None:
+        """Tell kernels the step base and the epoch of candidates."""
+        old = self._fields["step_base"], self._fields["candidate_epoch"]
+        if old != (step_base, candidate_epoch):
+            self._fields |= {"step_base": step_base, "candidate_epoch": candidate_epoch}
+            self.write_descriptor()
+
+    def write_descriptor(self) -> None:
+        """Write the descriptor anew, in the queue's order."""
+        tracked = self.spec.track_changes
+        fields = self._fields | {
+            "live": self._side["live"].address,
+            "dirty": self._side["dirty"].address if tracked else 0,
+            "free_rows": self._side["free_rows"].address,
+            "removed_keys": self._removed.address if tracked else 0,
+            "lines": self._lines.address,
+            "n_lines": self.n_lines,
+        }
+        self.launcher.queue.upload(self.view, packed(self._names, fields, "TableView"))
+
+    # ---- counters
+
+    def download_counters(self) -> Counters:
+        """Return the counters as of all that was queued; waits."""
+        counters = Counters()
+        self.launcher.queue.download(self._counters.address, counters.values)
+        return counters
+
+    def upload_counters(self, **changes: int) -> None:
+        """Set some of the counters."""
+        for name, value in changes.items():
+            at = self._counters.address + 8 * list(Counters.NAMES).index(name)
+            self.launcher.queue.upload(at, np.array([value & 0xFFFFFFFFFFFFFFFF], np.uint64))
+
+    # ---- rows
+
+    def reserve_rows(self, n_ids: int) -> bool:
+        """Make room for so many row ids; return whether anything grew."""
+        if n_ids <= self.row_capacity:
+            return False
+        if n_ids > MOST_ROWS:
+            raise OutOfMemoryError(f"table {self.spec.name!r}: at most {MOST_ROWS} rows")
+        capacity = self.shape.capacity_for(n_ids)
+        self._grow_chunks(capacity)
+        if capacity > self._side_rows:
+            self._grow_side(side_rows_for(capacity))
+        self.row_capacity = capacity
+        return True
+
+    def _grow_chunks(self, capacity: int) -> None:
+        queue, chunk_rows = self.launcher.queue, self.shape.chunk_rows
+        while sum(self._chunk_rows) < capacity:
+            is_last_partial = bool(self._chunk_rows) and self._chunk_rows[-1] < chunk_rows
+            if is_last_partial:
+                n_old = self._chunk_rows[-1]
+                n_new = min(capacity, chunk_rows)
+                rows = queue.alloc(n_new * self.shape.row_bytes)
+                metas = queue.alloc(n_new * META_BYTES)
+                old_rows, old_metas = self._row_chunks[-1], self._meta_chunks[-1]
+                queue.copy(rows.address, old_rows.address, n_old * self.shape.row_bytes)
+                queue.copy(metas.address, old_metas.address, n_old * META_BYTES)
+                self._row_chunks[-1], self._meta_chunks[-1] = rows, metas
+                self._chunk_rows[-1] = n_new
+                continue
+            n_new = min(capacity - sum(self._chunk_rows), chunk_rows)
+            rows = queue.alloc(n_new * self.shape.row_bytes)
+            metas = queue.alloc(n_new * META_BYTES)
+            self._row_chunks.append(rows)
+            self._meta_chunks.append(metas)
+            self._chunk_rows.append(n_new)
+        addresses = np.zeros((2, len(self._row_chunks)), np.uint64)
+        addresses[0] = [memory.address for memory in self._row_chunks]
+        addresses[1] = [memory.address for memory in self._meta_chunks]
+        queue.upload(self._chunk_table.address, np.ascontiguousarray(addresses[0]))
+        queue.upload(
+            self._chunk_table.address + 8 * MOST_CHUNKS, np.ascontiguousarray(addresses[1])
+        )
+
+    def _grow_side(self, n_rows: int) -> None:
+        """Move bitmaps and free ids into memory for n rows; new bits are zero."""
+        queue = self.launcher.queue
+        sizes = {"live": n_rows // 8, "free_rows": 4 * n_rows}
+        if self.spec.track_changes:
+            sizes["dirty"] = n_rows // 8
+        for name, n_bytes in sizes.items():
+            memory = queue.alloc(n_bytes)
+            queue.fill(memory.address, 0, n_bytes)
+            old = self._side.get(name)
+            if old is not None:
+                queue.copy(memory.address, old.address, min(old.n_bytes, n_bytes))
+            self._side[name] = memory
+        self._side_rows = n_rows
+
+    def reserve_removed(self, n_keys: int, n_held: int) -> bool:
+        """Make room for so many removed keys in the change log, which holds `n_held`."""
+        if not self.spec.track_changes or n_keys <= self._removed_capacity:
+            return False
+        capacity = max(n_keys, 2 * self._removed_capacity)
+        memory = self.launcher.queue.alloc(8 * capacity)
+        self.launcher.queue.copy(memory.address, self._removed.address, 8 * n_held)
+        self._removed, self._removed_capacity = memory, capacity
+        return True
+
+    @property
+    def removed_address(self) -> int:
+        """Address of the removed keys of the change log."""
+        return self._removed.address
+
+    @property
+    def live_address(self) -> int:
+        """Address of the bitmap of live rows."""
+        return self._side["live"].address
+
+    @property
+    def dirty_address(self) -> int:
+        """Address of the bitmap of written rows; 0 without a change log."""
+        return self._side["dirty"].address if self.spec.track_changes else 0
+
+    @property
+    def bloom_address(self) -> int:
+        """Address of the filter."""
+        return self._bloom.address
+
+    def clear_dirty(self) -> None:
+        """Forget which rows were written."""
+        if self.spec.track_changes:
+            self.launcher.queue.fill(self.dirty_address, 0, self._side_rows // 8)
+
+    # ---- the index
+
+    def _new_lines(self, n_lines: int) -> Memory:
+        memory = self.launcher.queue.alloc(n_lines * LINE_BYTES)
+        self.launcher.queue.fill(memory.address, 0, n_lines * LINE_BYTES)
+        self.n_lines = n_lines
+        return memory
+
+    def reserve_cells(self, n_cells: int) -> bool:
+        """Make room for so many cells in all; return whether the index grew."""
+        if has_room(self.n_lines, n_cells):
+            return False
+        self.rehash(lines_for(n_cells))
+        return True
+
+    def rehash(self, n_lines: int) -> None:
+        """Move all cells into a new index."""
+        old, n_old = self._lines, self.n_lines
+        try:
+            self._lines = self._new_lines(n_lines)
+        except OutOfMemoryError:
+            self.n_lines = n_old
+            raise
+        self.write_descriptor()
+        self.launcher.run("move_lines", 8 * n_old, table=self.view, **{"from": old.address}, n=n_old)
+
+    def clear(self) -> None:
+        """Empty index, rows and filter; memory stays, but for the index."""
+        queue = self.launcher.queue
+        self._lines = self._new_lines(FIRST_LINES)
+        queue.fill(self.live_address, 0, self._side_rows // 8)
+        if self.bloom_bytes:
+            queue.fill(self.bloom_address, 0, self.bloom_bytes)
+        self.write_descriptor()
+
+    # ---- bytes
+
+    def index_growth_bytes(self, n_cells: int) -> int:
+        """Return the bytes that reserve_cells would take beside those held."""
+        return 0 if has_room(self.n_lines, n_cells) else lines_for(n_cells) * LINE_BYTES
+
+    def rows_bytes_for(self, n_ids: int) -> int:
+        """Return the bytes of rows and what goes with them, with so many row ids."""
+        capacity = max(self.row_capacity, self.shape.capacity_for(n_ids))
+        side = max(self._side_rows, side_rows_for(capacity) if capacity > self._side_rows else 0)
+        return rows_bytes(self.shape, capacity, side, self.spec.track_changes)
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes beside rows and index."""
+        held = (self._descriptor, self._counters, self._chunk_table, self._default_row)
+        return sum(memory.n_bytes for memory in held) + self._removed.n_bytes
+
+    def bytes_by_use(self) -> dict[str, int]:
+        """Return nbytes_* of ``es_stats``."""
+        shape, n_bits = self.shape, 2 if self.spec.track_changes else 1
+        return {
+            "nbytes_index": self.n_lines * LINE_BYTES,
+            "nbytes_meta": self.row_capacity * META_BYTES
+            + self._side_rows * 4
+            + n_bits * self._side_rows // 8,
+            "nbytes_values": self.row_capacity * shape.slots_at,
+            "nbytes_slots": self.row_capacity * (shape.row_bytes - shape.slots_at),
+            "nbytes_bloom": self.bloom_bytes,
+            "nbytes_other": self.own_bytes + self.launcher.scratch_bytes,
+        }
+
+
+def rows_bytes(shape: RowShape, capacity: int, side_rows: int, has_log: bool) -> int:
+    """Return the bytes of rows, records, bitmaps and free ids."""
+    n_bits = 2 if has_log else 1
+    return capacity * (shape.row_bytes + META_BYTES) + side_rows * 4 + n_bits * side_rows // 8

@@ -1,0 +1,99 @@
+"""Builds the emulated kernels: src/cuda/*.cu as C++, and the emulator, into one shared library."""
+
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HERE = Path(__file__).resolve().parent
+BUILT = ROOT / "build" / "emulator"
+FLAGS = (
+    *("-DEMB_EMULATED", "-Iinclude", "-Itests/emulator", "-std=c++17", "-O2", "-ffp-contract=off"),
+    *("-fno-strict-aliasing", "-fvisibility=hidden", "-fPIC", "-g1", "-Wall", "-Wextra"),
+)
+OF_SANITIZER = {"thread": ("EMB_EMULATOR_TSAN",), "address": ("EMB_EMULATOR_ASAN",)}
+MISSING_FRAMES = ("-fno-omit-frame-pointer",)  # of a report
+
+
+def compiler():
+    """The C++ compiler, as words of a command."""
+    return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+
+
+def run(command):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{shlex.join(map(str, command))}\n{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def read_sources(kernels):
+    """Yield the name and bytes of every file that a build depends on."""
+    of_emulator = (*HERE.glob("*.h"), *HERE.glob("*.cpp"))
+    for path in sorted({*(ROOT / "include").rglob("*.h"), *of_emulator, *kernels}):
+        yield path.as_posix(), path.read_bytes()
+
+
+def key_of(kernels, flags, own_flags):
+    """The hash of all that a library is made from."""
+    version = run([*compiler(), "--version"])
+    digest = hashlib.sha256(repr((compiler(), version, flags, own_flags)).encode())
+    for name, text in read_sources(kernels):
+        digest.update(f"\0{name}\0{len(text)}\0".encode() + text)
+    return digest.hexdigest()[:32]
+
+
+def library(sanitize="", defines=(), sources=(), main=None):
+    """Return the path of a library of all kernels, built if it is not there.
+
+    Parameters
+    ----------
+    sanitize
+        As for ``-fsanitize=``: "thread" or "address,undefined". A process that loads the library needs
+        the sanitizer's own library preloaded.
+    defines
+        Macros for the kernels: "NAME" or "NAME=VALUE".
+    sources
+        Paths of further ``.cu`` files.
+    main
+        The path of a C++ file with a ``main``: the result is a program.
+
+    Any number of processes may call it at once.
+    """
+    of_kernels = sorted((ROOT / "src" / "cuda").glob("*.cu"))
+    kernels = [*of_kernels, *(Path(p).resolve() for p in sources)]
+    flags = [*FLAGS, *(f"-D{d}" for d in defines)]
+    own_flags = list(FLAGS)  # the emulator itself is never instrumented
+    linked = ["-shared"]
+    if sanitize:
+        flags += [f"-fsanitize={sanitize}", *MISSING_FRAMES]
+        linked += [f"-fsanitize={sanitize}"]
+        for word in sanitize.split(","):
+            own_flags += [f"-D{d}" for d in OF_SANITIZER.get(word, ())]
+    extra = [] if main is None else [Path(main).resolve()]
+    if main is not None:
+        linked.remove("-shared")
+    folder = BUILT / key_of([*kernels, *extra], flags, [*own_flags, *linked])
+    target = folder / ("emulator.so" if main is None else "program")
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        jobs = [(HERE / "emulator.cpp", own_flags), *((path, own_flags) for path in extra)]
+        jobs += [(path, flags) for path in kernels]
+        objects = [Path(aside) / f"{i}.o" for i in range(len(jobs))]
+
+        def compile_one(job, to):
+            path, with_flags = job
+            run([*compiler(), *with_flags, "-x", "c++", "-c", str(path), "-o", str(to)])
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(compile_one, jobs, objects))
+        built = Path(aside) / target.name
+        run([*compiler(), *map(str, objects), *linked, "-pthread", "-o", str(built)])
+        os.replace(built, target)
+    return target

@@ -1,0 +1,284 @@
+"""A device of the CUDA engine that a CPU emulates: memory of numpy, kernels of the emulator.
+
+Memory is filled with garbage when it is given and has red zones on both sides, which are checked when it
+is given back: what was wrong stands in `EmulatedDevice.violations`, and a test asserts that it is empty.
+"""
+
+import collections
+import ctypes
+import math
+import random
+import threading
+import weakref
+
+import numpy as np
+
+from embstore.engines.cuda.device import BLOCK_THREADS
+from embstore.errors import OutOfMemoryError
+
+from .build import library
+
+GARBAGE = 0xA5
+RED = 0x5C
+RED_BYTES = 256
+ALIGNMENT = 256
+
+
+class Emulator:
+    """The C interface of a built library."""
+
+    def __init__(self, path):
+        self._calls = ctypes.CDLL(str(path))
+        u64 = ctypes.c_uint64
+        self._calls.emulator_launch.argtypes = [
+            *(ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p, u64, u64, ctypes.c_char_p, u64)
+        ]
+        self._calls.emulator_kernels.argtypes = [ctypes.c_char_p, u64]
+        self._calls.emulator_set_limit.argtypes = [u64]
+
+    def launch(self, kernel, n_blocks, args, seed=0):
+        """Run a kernel to its end; raise RuntimeError with what went wrong."""
+        args = np.ascontiguousarray(args, dtype=np.uint64)
+        text = ctypes.create_string_buffer(4096)
+        name = kernel.encode()
+        at = args.ctypes.data
+        if self._calls.emulator_launch(name, n_blocks, at, args.nbytes, seed, text, len(text)):
+            raise RuntimeError(f"{kernel}: {text.value.decode()}")
+
+    def kernels(self):
+        """The bytes of arguments of each kernel, by its name."""
+        n_bytes = self._calls.emulator_kernels(None, 0)
+        text = ctypes.create_string_buffer(n_bytes)
+        self._calls.emulator_kernels(text, n_bytes)
+        return {name: int(n) for name, n in map(str.split, text.value.decode().splitlines())}
+
+    def set_limit(self, n_accesses=0):
+        """Say how many accesses may pass without a thread ending; 0 is the default."""
+        self._calls.emulator_set_limit(n_accesses)
+
+
+class Allocations:
+    """What of a device's memory is in use, and what was found wrong with it."""
+
+    def __init__(self):
+        self.violations = []
+        self._n_bytes = {}  # by address
+        self._lock = threading.RLock()  # a finalizer may run inside any call
+
+    def add(self, address, n_bytes):
+        with self._lock:
+            self._n_bytes[address] = n_bytes
+
+    def remove(self, whole, begin, n_bytes):
+        """Forget memory that is given back, and look at its red zones."""
+        with self._lock:
+            del self._n_bytes[whole.ctypes.data + begin]
+        fault = fault_of(whole, begin, n_bytes)
+        if fault is not None:
+            self.violations.append(fault)
+
+    def require(self, address, n_bytes):
+        """Raise AssertionError unless the bytes lie in one allocation."""
+        with self._lock:
+            starts = (a for a, n in self._n_bytes.items() if a <= address <= a + n)
+            room = max((a + self._n_bytes[a] - address for a in starts), default=-1)
+        if n_bytes > room:
+            fault = f"{n_bytes} bytes at {address:#x} are not in one allocation"
+            self.violations.append(fault)
+            raise AssertionError(fault)
+
+    @property
+    def n_bytes(self):
+        with self._lock:
+            return sum(self._n_bytes.values())
+
+    def __len__(self):
+        return len(self._n_bytes)
+
+
+def fault_of(whole, begin, n_bytes):
+    """What is wrong with the red zones around whole[begin : begin + n_bytes], or None."""
+    before, after = whole[:begin], whole[begin + n_bytes :]
+    at = [*(np.flatnonzero(before != RED) - begin), *(np.flatnonzero(after != RED) + n_bytes)]
+    if not at:
+        return None
+    return f"an allocation of {n_bytes} bytes was written at byte {at[0]} to {at[-1]}"
+
+
+class EmulatedMemory:
+    """Bytes between red zones, at a multiple of 256; pinned memory too."""
+
+    def __init__(self, allocations, n_bytes, fill):
+        self._whole = np.empty(n_bytes + 2 * RED_BYTES + ALIGNMENT, dtype=np.uint8)
+        self._begin = -(self._whole.ctypes.data + RED_BYTES) % ALIGNMENT + RED_BYTES
+        self._whole[:] = RED
+        self.n_bytes = n_bytes
+        self.address = self._whole.ctypes.data + self._begin
+        self.array[:] = fill
+        allocations.add(self.address, n_bytes)
+        weakref.finalize(self, allocations.remove, self._whole, self._begin, n_bytes)
+
+    @property
+    def array(self):
+        return self._whole[self._begin : self._begin + self.n_bytes]
+
+    def check(self):
+        """Raise AssertionError if a red zone was written to."""
+        fault = fault_of(self._whole, self._begin, self.n_bytes)
+        assert fault is None, fault
+
+
+class EmulatedArray:
+    """An array of the emulated device, with the interface that frameworks read."""
+
+    def __init__(self, memory, shape, dtype, stream):
+        self.memory = memory
+        self.shape = tuple(int(n) for n in shape)
+        self.dtype = np.dtype(dtype)
+        self._stream = stream
+
+    @property
+    def __cuda_array_interface__(self):
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.memory.address if self.memory.n_bytes else 0, False),
+            "strides": None,
+            "stream": self._stream or 1,  # 0 is not allowed; 1 is the default stream
+        }
+
+    def numpy(self):
+        """The array itself, as the host sees it: no copy."""
+        view = self.memory.array.view(self.dtype).reshape(self.shape)
+        weakref.finalize(view, lambda memory: None, self.memory)  # lives as long as the view
+        return view
+
+
+class EmulatedEvent:
+    """A point in the order of a queue: all before it is done already."""
+
+    def is_done(self):
+        return True
+
+    def wait(self):
+        pass
+
+
+class EmulatedQueue:
+    """A stream, on which everything is done at once."""
+
+    def __init__(self, device, handle):
+        self._device = device
+        self.handle = handle
+
+    def alloc(self, n_bytes):
+        return self._device.new_memory(n_bytes, GARBAGE)
+
+    def upload(self, to, data):
+        assert data.flags.c_contiguous, "upload takes a contiguous array"
+        self._move(to, data.ctypes.data, data.nbytes, device_bytes=[to])
+
+    def download(self, source, out):
+        assert out.flags.c_contiguous, "download takes a contiguous array"
+        assert out.flags.writeable, "download takes an array that can be written"
+        self._move(out.ctypes.data, source, out.nbytes, device_bytes=[source])
+
+    def copy(self, to, source, n_bytes):
+        self._move(to, source, n_bytes, device_bytes=[to, source])
+
+    def fill(self, to, byte, n_bytes):
+        assert 0 <= byte <= 255, f"a byte is 0 to 255, not {byte}"
+        self._device.allocations.require(int(to), int(n_bytes))
+        ctypes.memset(int(to), int(byte), int(n_bytes))
+
+    def launch(self, kernel, n_threads, args):
+        self._device.launch(kernel, n_threads, args)
+
+    def record(self):
+        return EmulatedEvent()
+
+    def wait_for(self, event):
+        event.wait()
+
+    def synchronize(self):
+        pass
+
+    def _move(self, to, source, n_bytes, device_bytes):
+        for address in device_bytes:
+            self._device.allocations.require(int(address), int(n_bytes))
+        ctypes.memmove(int(to), int(source), int(n_bytes))
+
+
+class EmulatedDevice:
+    """What stands for a card.
+
+    Parameters
+    ----------
+    seed
+        0 runs threads in order, fast; any other makes each launch an interleaving of its own, and the
+        launches of two devices of one seed alike.
+    max_blocks
+        The most blocks of a launch: few, so that kernels stride.
+    memory_bytes
+        The size of the memory; None is without bound.
+    emulator
+        An `Emulator`; None is that of `build.library()`.
+    """
+
+    name = "cuda:0"
+
+    def __init__(self, seed=0, max_blocks=4, memory_bytes=None, emulator=None):
+        self.emulator = emulator or Emulator(library())
+        self.max_blocks = max_blocks
+        self.memory_bytes = memory_bytes
+        self.current_stream = 0
+        self.allocations = Allocations()
+        self.launches = collections.Counter()  # by kernel
+        self.seed = seed
+        self._queues = {}
+
+    @property
+    def violations(self):
+        """What was written or copied where it may not be: a test asserts that there is none."""
+        return self.allocations.violations
+
+    @property
+    def seed(self):
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed):
+        self._seed = seed
+        self._random = random.Random(seed)
+
+    def queue(self, stream=None):
+        handle = self.current_stream if stream is None else int(stream)
+        return self._queues.setdefault(handle, EmulatedQueue(self, handle))
+
+    def alloc_pinned(self, n_bytes):
+        return self.new_memory(n_bytes, 0)
+
+    def new_array(self, shape, dtype, queue):
+        shape = tuple(int(n) for n in shape)
+        memory = self.new_memory(math.prod(shape) * np.dtype(dtype).itemsize, GARBAGE)
+        return EmulatedArray(memory, shape, dtype, queue.handle)
+
+    def array_of(self, values, stream=None):
+        """Return a copy of an array of the host, as a user's array of the device."""
+        values = np.asarray(values)
+        array = self.new_array(values.shape, values.dtype, self.queue(stream))
+        array.numpy()[...] = values
+        return array
+
+    def new_memory(self, n_bytes, fill):
+        n_bytes = int(n_bytes)
+        if self.memory_bytes is not None and self.allocations.n_bytes + n_bytes > self.memory_bytes:
+            raise OutOfMemoryError(f"{n_bytes} bytes: the device has {self.memory_bytes} in all")
+        return EmulatedMemory(self.allocations, n_bytes, fill)
+
+    def launch(self, kernel, n_threads, args):
+        self.launches[kernel] += 1
+        n_blocks = max(1, min(-(-int(n_threads) // BLOCK_THREADS), self.max_blocks))
+        seed = self._random.getrandbits(63) | 1 if self.seed else 0
+        self.emulator.launch(kernel, n_blocks, args, seed)
