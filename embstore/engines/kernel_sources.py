@@ -18,10 +18,10 @@ COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
 KERNEL = re.compile(r"\bEMB_KERNEL\s*\(([^)]*)\)")
 NAMES = re.compile(r"\s*(\w+)\s*,\s*(\w+)\s*")
-STRUCT = re.compile(r"\bstruct\s+(?P<name>\w+)\s*(?P<body>\{[^{}]*\}\s*;|[^;\w\s])")
+STRUCT = re.compile(r"\bstruct\s+(?P<name>\w+)\s*(?P<body>\{[^{}]*\}\s*;|[{:])")
+POINTER = r"(?:const\s+)?[A-Za-z_][\w:]*(?:\s+const)?(?:\s*\*(?:\s*const\b)?)+\s*"
 FIELD = re.compile(
-    r"(?:(?:uint64_t|int64_t|double)\s+|(?:const\s+)?[A-Za-z_][\w:]*(?:\s+const)?\s*\*[\s*]*(?:const\s+)?)"
-    r"(?P<name>[A-Za-z_]\w*)"
+    rf"(?:(?:uint64_t|int64_t|double)\s+|{POINTER})(?P<name>(?!const\b)[A-Za-z_]\w*)"
 )
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from embstore._version import __version__
 from embstore.engines.kernel_sources import (
     Sources,
     argument_fields,
@@ -113,7 +112,7 @@ def target_of(arch: int) -> int:
 def key_of(sources: Sources, unit: Path, options: tuple[str, ...]) -> str:
     """Return the sha256 of all that a cubin is made of."""
     digest = hashlib.sha256()
-    parts = [__version__, repr(nvrtc_version()), *options, unit.name, unit.read_text()]
+    parts = [repr(nvrtc_version()), *options, unit.name, unit.read_text()]
     for header in sources.headers():
         parts += [header.relative_to(sources.include).as_posix(), header.read_text()]
     for part in parts:

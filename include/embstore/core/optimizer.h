@@ -85,36 +85,49 @@ EMB_FN UpdateScalars update_scalars(const Optimizer& opt, double lr, double beta
   return s;
 }
 
+EMB_FN float clip_to_value(float g, float c) { return g < -c ? -c : (g > c ? c : g); }
+
+// What clip_norm multiplies a gradient of this norm by; 1 leaves it as it is.
+EMB_FN float norm_ratio(const Optimizer& opt, float norm) { return norm > opt.clip_norm ? opt.clip_norm / norm : 1.0f; }
+
+EMB_FN bool has_coupled_decay(const Optimizer& opt) {
+  return opt.weight_decay != 0.0 && opt.kind != OptimizerKind::kAdamW;
+}
+EMB_FN float plus_decay(float g, float decay, float w) { return g + decay * w; }
+
 // Clipping, then coupled weight decay; g is changed in place.
 EMB_FN void condition_gradient(const Optimizer& opt, const UpdateScalars& s, const float* w, float* g, uint32_t dim) {
   if (opt.clip_value > 0.0f) {
     const float c = opt.clip_value;
-    for (uint32_t j = 0; j < dim; ++j) g[j] = g[j] < -c ? -c : (g[j] > c ? c : g[j]);
+    for (uint32_t j = 0; j < dim; ++j) g[j] = clip_to_value(g[j], c);
   }
   if (opt.clip_norm > 0.0f) {
-    const float norm = row_norm(g, dim);
-    if (norm > opt.clip_norm) {
-      const float ratio = opt.clip_norm / norm;
+    const float ratio = norm_ratio(opt, row_norm(g, dim));
+    if (ratio != 1.0f)
       for (uint32_t j = 0; j < dim; ++j) g[j] = g[j] * ratio;
-    }
   }
-  if (opt.weight_decay != 0.0 && opt.kind != OptimizerKind::kAdamW) {
+  if (has_coupled_decay(opt)) {
     const float d = s.decay;
-    for (uint32_t j = 0; j < dim; ++j) g[j] = g[j] + d * w[j];
+    for (uint32_t j = 0; j < dim; ++j) g[j] = plus_decay(g[j], d, w[j]);
   }
 }
 
 EMB_FN bool is_conditioned(const Optimizer& opt) {
-  return opt.clip_value > 0.0f || opt.clip_norm > 0.0f ||
-         (opt.weight_decay != 0.0 && opt.kind != OptimizerKind::kAdamW);
+  return opt.clip_value > 0.0f || opt.clip_norm > 0.0f || has_coupled_decay(opt);
+}
+
+// Whether a column's new value depends on other columns, by sums along the row.
+EMB_FN bool has_row_sums(const Optimizer& opt) {
+  return opt.clip_norm > 0.0f || opt.kind == OptimizerKind::kRowWiseAdagrad;
+}
+
+EMB_FN void descend(float* __restrict w, const float* __restrict g, float rate, uint32_t dim) {
+  for (uint32_t j = 0; j < dim; ++j) w[j] = w[j] - rate * g[j];
 }
 
 EMB_FN void update_sgd(const UpdateScalars& s, float* __restrict w, float* __restrict slots, const float* __restrict g,
                        uint32_t dim) {
-  if (s.a == 0.0f) {
-    for (uint32_t j = 0; j < dim; ++j) w[j] = w[j] - s.lr * g[j];
-    return;
-  }
+  if (s.a == 0.0f) return descend(w, g, s.lr, dim);
   for (uint32_t j = 0; j < dim; ++j) {
     const float b = s.a * slots[j] + g[j];
     slots[j] = b;
@@ -132,12 +145,17 @@ EMB_FN void update_adagrad(const UpdateScalars& s, float* __restrict w, float* _
   }
 }
 
+// The one accumulator of a row, and what its gradient is multiplied by then.
+EMB_FN float rowwise_accumulated(float a, float sum_of_squares, uint32_t dim) {
+  return a + sum_of_squares / static_cast<float>(static_cast<int32_t>(dim));
+}
+EMB_FN float rowwise_rate(const UpdateScalars& s, float a) { return s.lr / (square_root(a) + s.a); }
+
 EMB_FN void update_rowwise_adagrad(const UpdateScalars& s, float* __restrict w, float* __restrict slots,
                                    const float* __restrict g, uint32_t dim) {
-  const float a = slots[0] + row_sum_of_squares(g, dim) / static_cast<float>(static_cast<int32_t>(dim));
+  const float a = rowwise_accumulated(slots[0], row_sum_of_squares(g, dim), dim);
   slots[0] = a;
-  const float step = s.lr / (square_root(a) + s.a);
-  for (uint32_t j = 0; j < dim; ++j) w[j] = w[j] - step * g[j];
+  descend(w, g, rowwise_rate(s, a), dim);
 }
 
 EMB_FN void update_adam(const UpdateScalars& s, float* __restrict w, float* __restrict slots, const float* __restrict g,
@@ -172,15 +190,17 @@ EMB_FN void update_ftrl(const UpdateScalars& s, float* __restrict w, float* __re
   }
 }
 
-EMB_FN void update_row(const Optimizer& opt, const UpdateScalars& s, float* w, float* slots, const float* g,
-                       uint32_t dim) {
+// Columns of a row, or a whole one, by an optimizer whose rule is the same for each column: slots[k * dim + j] is the
+// k-th of column j.
+EMB_FN void update_columns(const Optimizer& opt, const UpdateScalars& s, float* w, float* slots, const float* g,
+                           uint32_t dim) {
   switch (opt.kind) {
     case OptimizerKind::kSgd:
       return update_sgd(s, w, slots, g, dim);
     case OptimizerKind::kAdagrad:
       return update_adagrad(s, w, slots, g, dim);
     case OptimizerKind::kRowWiseAdagrad:
-      return update_rowwise_adagrad(s, w, slots, g, dim);
+      return;
     case OptimizerKind::kAdam:
       return update_adam(s, w, slots, g, dim, false);
     case OptimizerKind::kAdamW:
@@ -188,6 +208,12 @@ EMB_FN void update_row(const Optimizer& opt, const UpdateScalars& s, float* w, f
     case OptimizerKind::kFtrl:
       return update_ftrl(s, w, slots, g, dim);
   }
+}
+
+EMB_FN void update_row(const Optimizer& opt, const UpdateScalars& s, float* w, float* slots, const float* g,
+                       uint32_t dim) {
+  if (opt.kind == OptimizerKind::kRowWiseAdagrad) return update_rowwise_adagrad(s, w, slots, g, dim);
+  update_columns(opt, s, w, slots, g, dim);
 }
 
 }  // namespace embstore

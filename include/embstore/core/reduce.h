@@ -1,7 +1,7 @@
 // The two fixed orders of summation; they make every sum the same bits on every engine and thread count.
 //
-// 1. Duplicates: blocks of 32 added left to right, block sums reduced by the same rule (BlockSum walks that order for
-//    whole rows at once).
+// 1. Duplicates: blocks of 32 added left to right, block sums reduced by the same rule. Three walks of that one order:
+//    BlockSum, row by row; ColumnSums, the same for a few columns in variables; block_width, for who adds blocks apart.
 // 2. Along a row: 16 partial sums, column j into partial j mod 16, then a balanced tree.
 #ifndef EMBSTORE_CORE_REDUCE_H_
 #define EMBSTORE_CORE_REDUCE_H_
@@ -20,12 +20,15 @@ EMB_FN float fold_partials(float* p) {
   return p[0];
 }
 
+// A partial sum of squares and one column more.
+EMB_FN float plus_square(float partial, float x) { return partial + x * x; }
+
 EMB_FN float row_sum_of_squares(const float* x, uint32_t dim) {
   float p[kRowPartials] = {0};
   uint32_t j = 0;
   for (; j + kRowPartials <= dim; j += kRowPartials)
-    for (uint32_t i = 0; i < kRowPartials; ++i) p[i] = p[i] + x[j + i] * x[j + i];
-  for (uint32_t i = 0; j + i < dim; ++i) p[i] = p[i] + x[j + i] * x[j + i];
+    for (uint32_t i = 0; i < kRowPartials; ++i) p[i] = plus_square(p[i], x[j + i]);
+  for (uint32_t i = 0; j + i < dim; ++i) p[i] = plus_square(p[i], x[j + i]);
   return fold_partials(p);
 }
 
@@ -77,6 +80,39 @@ EMB_FN float* block_sum_finish(const BlockSum& s) {
     count = full + is_open;
   }
   return block_level(s, level);
+}
+
+// Rule 1 for kColumns columns, of fewer than 2^35 rows; at[l] is the open block of sums of 32^l rows. All loops have
+// constant bounds and all indices are theirs, so that a compiler keeps the sums in registers.
+EMB_CONST uint32_t kColumnLevels = 7;
+
+template <uint32_t kColumns>
+struct ColumnSums {
+  float at[kColumnLevels][kColumns];
+};
+
+template <uint32_t kColumns>
+EMB_FN void column_put(float* level, uint64_t index, const float* x) {
+  for (uint32_t j = 0; j < kColumns; ++j) level[j] = index % kReduceBlock == 0 ? x[j] : level[j] + x[j];
+}
+
+// Row number `index`; the last one closes all blocks, and the sum is in the uppermost level.
+template <uint32_t kColumns>
+EMB_FN void column_sums_add(ColumnSums<kColumns>* s, uint64_t index, const float* x, bool is_last) {
+  column_put<kColumns>(s->at[0], index, x);
+  for (uint32_t level = 1; level < kColumnLevels; ++level) {
+    if (!is_last && index % kReduceBlock != kReduceBlock - 1) return;
+    index /= kReduceBlock;
+    column_put<kColumns>(s->at[level], index, s->at[level - 1]);
+  }
+}
+
+// Rule 1 from above: the sum of n rows is that of their blocks of this many, 32^k, added left to right; each block's is
+// that of the blocks of 32^(k - 1) within it, and so on.
+EMB_FN uint64_t block_width(uint64_t n) {
+  uint64_t width = 1;
+  while ((n - 1) / width >= kReduceBlock) width *= kReduceBlock;
+  return width;
 }
 
 }  // namespace embstore
