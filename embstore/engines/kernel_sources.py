@@ -21,7 +21,7 @@ NAMES = re.compile(r"\s*(\w+)\s*,\s*(\w+)\s*")
 STRUCT = re.compile(r"\bstruct\s+(?P<name>\w+)\s*(?P<body>\{[^{}]*\}\s*;|[{:])")
 POINTER = r"(?:const\s+)?[A-Za-z_][\w:]*(?:\s+const)?(?:\s*\*(?:\s*const\b)?)+\s*"
 FIELD = re.compile(
-    rf"(?:(?:uint64_t|int64_t|double)\s+|{POINTER})(?P<name>(?!const\b)[A-Za-z_]\w*)"
+    rf"(?:(?P<type>uint64_t|int64_t|double)\s+|{POINTER})(?P<name>(?!const\b)[A-Za-z_]\w*)"
 )
 
 
@@ -98,24 +98,30 @@ class Sources:
                     return fields
         raise InternalError(f"struct {struct} is in no header of {self.include}/embstore/cuda")
 
-    def kernel_arguments(self) -> dict[str, Fields]:
-        """Return the fields of the argument struct of each kernel.
+    def arguments_by_unit(self) -> dict[str, dict[str, Fields]]:
+        """Return the fields of the argument struct of each kernel, by unit and kernel.
 
         A struct is looked for in the file of its kernel, then in the headers of cuda/.
         """
-        found: dict[str, Fields] = {}
+        found: dict[str, dict[str, Fields]] = {}
         for path in self.units():
             text = path.read_text()
+            kernels = found[path.stem] = {}
             for declared in KERNEL.findall(code_of(text)):
                 names = NAMES.fullmatch(declared)
                 if names is None:
                     raise InternalError(f"{path.name}: EMB_KERNEL({declared}) must name two things")
                 kernel, struct = names.groups()
-                if kernel in found:
+                if any(kernel in others for others in found.values()):
                     raise InternalError(f"{path.name}: there is another kernel named {kernel}")
                 own = fields_of(struct, text, path.name)
-                found[kernel] = self.struct_fields(struct) if own is None else own
+                kernels[kernel] = self.struct_fields(struct) if own is None else own
         return found
+
+    def kernel_arguments(self) -> dict[str, Fields]:
+        """Return the fields of the argument struct of each kernel."""
+        units = self.arguments_by_unit().values()
+        return {kernel: fields for unit in units for kernel, fields in unit.items()}
 
 
 @cache

@@ -118,6 +118,33 @@ EMB_KERNEL(settle_insert, SettleInsertArgs) {
   c.n_bloom_added += a.tally->n_first_seen;
 }
 
+struct FindCellsArgs {
+  const TableView* table;
+  const uint64_t* keys;
+  const uint64_t* n_unique;
+  uint64_t* cells;
+};
+
+// Once more, where the index has moved since.
+EMB_KERNEL(find_cells, FindCellsArgs) {
+  const IndexTile tile = IndexTile::here();
+  for (uint64_t u = tile.number(); u < *a.n_unique; u += IndexTile::count()) {
+    const uint64_t cell = find_cell(tile, *a.table, a.keys[u]).cell;
+    if (tile.lane() == 0) a.cells[u] = cell;
+  }
+}
+
+struct FlagStatusArgs {
+  const uint64_t* n_unique;
+  const uint8_t* status;
+  uint64_t wanted;
+  uint32_t* flags;
+};
+
+EMB_KERNEL(flag_status, FlagStatusArgs) {
+  for (uint64_t u = grid_thread(); u < *a.n_unique; u += grid_threads()) a.flags[u] = a.status[u] == a.wanted;
+}
+
 struct EraseKeysArgs {
   const TableView* table;
   const uint64_t* keys;
