@@ -123,8 +123,7 @@ class Storage:
         self._default_row = alloc(4 * spec.dim)
         default = spec.default_values()
         launcher.queue.upload(
-            self._default_row.address,
-            np.zeros(spec.dim, np.float32) if default is None else default,
+            self._default_row.address, np.zeros(spec.dim, np.float32) if default is None else default
         )
         self.bloom_bytes = N_PARTITIONS * spec.bloom_bytes
         self._bloom = alloc(max(self.bloom_bytes, 1))
@@ -377,9 +376,7 @@ class Storage:
             self.n_lines = n_old
             raise
         self.write_descriptor()
-        self.launcher.run(
-            "move_lines", 8 * n_old, table=self.view, **{"from": old.address}, n=n_old
-        )
+        self.launcher.run("move_lines", 8 * n_old, table=self.view, **{"from": old.address}, n=n_old)
 
     def clear(self) -> None:
         """Empty index, rows and filter; memory stays, but for the index."""
