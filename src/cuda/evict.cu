@@ -86,7 +86,7 @@ struct CountRanksArgs {
 };
 
 EMB_KERNEL(count_selected_ranks, CountRanksArgs) {
-  EMB_SHARED(uint32_t, bins, kBins);
+  EMB_SHARED(uint32_t, bins, kDigits);
   clear_bins(bins);
   count_ranks(*a.table, a.selected, RowRange{a.first_row, a.end_row}, a.is_by_freq != 0,
               Rank{static_cast<uint32_t>(a.score), a.key}, static_cast<uint32_t>(a.n_known), bins);

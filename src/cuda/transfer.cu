@@ -50,7 +50,7 @@ struct CountPartitionsArgs {
 };
 
 EMB_KERNEL(count_keys_of_partitions, CountPartitionsArgs) {
-  EMB_SHARED(uint32_t, bins, kBins);
+  EMB_SHARED(uint32_t, bins, kDigits);
   clear_bins(bins);
   count_partitions(a.keys, a.n, bins);
   add_bins(bins, a.counts);
@@ -93,7 +93,6 @@ EMB_KERNEL(list_candidates_of_lines, ListCandidatesArgs) { list_candidates(*a.ta
 struct ReadCandidatesArgs {
   const TableView* table;
   const uint64_t* cells;
-  const uint32_t* order;
   uint64_t n;
   int64_t* keys;
   uint32_t* counts;
@@ -101,7 +100,7 @@ struct ReadCandidatesArgs {
 };
 
 EMB_KERNEL(read_candidate_cells, ReadCandidatesArgs) {
-  read_candidates(*a.table, a.cells, a.order, a.n, CandidateArrays{a.keys, a.counts, a.epochs});
+  read_candidates(*a.table, a.cells, a.n, CandidateArrays{a.keys, a.counts, a.epochs});
 }
 
 struct InsertCandidatesArgs {
@@ -132,3 +131,11 @@ struct LogRemovedArgs {
 };
 
 EMB_KERNEL(log_removed_rows, LogRemovedArgs) { log_removed(*a.table, a.rows, a.n); }
+
+struct SettleClearArgs {
+  const TableView* table;
+};
+
+EMB_KERNEL(settle_clear_of_table, SettleClearArgs) {
+  if (grid_thread() == 0) settle_clear(*a.table);
+}

@@ -97,16 +97,13 @@ EMB_DEVICE void list_rows(const uint32_t* set, const RowRange& range, const uint
       const uint32_t bits = warp.shfl(word, from);
       const uint32_t before = warp.shfl(place, from);
       if (has_bit(bits, warp.lane()))
-        out[before + n_bits(bits & ((1u << warp.lane()) - 1))] =
+        out[before + n_bits(bits & ((1u << warp.lane()) - 1u))] =
             static_cast<uint32_t>((at + from) * kWordRows + warp.lane());
     }
   }
 }
 
-// ---- histograms of bytes
-
-EMB_CONST uint32_t kBins = 256;
-static_assert(kBins == kBlockThreads, "a thread of a block has a bin");
+// ---- histograms of bytes: kDigits bins in a block's shared memory
 
 // All lanes of a warp call it. Bytes often agree: those of the first lane that counts are added at once.
 EMB_DEVICE void add_to_bins(uint32_t* bins, bool is_counted, uint32_t bin) {

@@ -145,10 +145,9 @@ struct CandidateArrays {
   int64_t* epochs;
 };
 
-EMB_DEVICE void read_candidates(const TableView& t, const uint64_t* cells, const uint32_t* order, uint64_t n,
-                                const CandidateArrays& out) {
+EMB_DEVICE void read_candidates(const TableView& t, const uint64_t* cells, uint64_t n, const CandidateArrays& out) {
   for (uint64_t i = grid_thread(); i < n; i += grid_threads()) {
-    const uint64_t cell = cells[order[i]];
+    const uint64_t cell = cells[i];
     const uint32_t word = *word_at(t, cell);
     out.keys[i] = static_cast<int64_t>(key_at(t, cell));
     out.counts[i] = candidate_count(word);
@@ -181,6 +180,14 @@ EMB_DEVICE void mark_gone(const TableView& t, const int64_t* keys, uint64_t n, u
 EMB_DEVICE void log_removed(const TableView& t, const uint32_t* rows, uint64_t n) {
   for (uint64_t i = grid_thread(); i < n; i += grid_threads())
     t.removed_keys[t.counters->n_log + i] = static_cast<int64_t>(meta_of(t, rows[i])->key);
+}
+
+// Nothing lives any more. The host empties the index, the sets and the filter.
+EMB_DEVICE void settle_clear(const TableView& t) {
+  Counters* const c = t.counters;
+  c->n_erased += c->n_live;
+  if (t.removed_keys != nullptr) c->n_log += c->n_live;
+  c->n_live = c->n_ids = c->n_free = c->n_candidates = c->n_bloom_added = 0;
 }
 
 }  // namespace embstore::cuda
