@@ -1,7 +1,8 @@
 """A device of the CUDA engine that a CPU emulates: memory of numpy, kernels of the emulator.
 
-Memory is filled with garbage when it is given and has red zones on both sides, which are checked when it
-is given back: what was wrong stands in `EmulatedDevice.violations`, and a test asserts that it is empty.
+Memory is filled with garbage when it is given and has red zones on both sides, which are checked
+when it is given back: what was wrong stands in `EmulatedDevice.violations`, and a test asserts that
+it is empty.
 """
 
 import collections
@@ -38,7 +39,8 @@ class Emulator:
 
     def launch(self, kernel, n_blocks, args, seed=0):
         """Run a kernel to its end; raise RuntimeError with what went wrong."""
-        args = np.ascontiguousarray(args, dtype=np.uint64)
+        args = np.ascontiguousarray(args)
+        assert args.dtype == np.uint64, f"arguments are uint64, not {args.dtype}"
         text = ctypes.create_string_buffer(4096)
         name = kernel.encode()
         at = args.ctypes.data
@@ -216,8 +218,8 @@ class EmulatedDevice:
     Parameters
     ----------
     seed
-        0 runs threads in order, fast; any other makes each launch an interleaving of its own, and the
-        launches of two devices of one seed alike.
+        0 runs threads in order, fast; any other makes each launch an interleaving of its own, and
+        the launches of two devices of one seed alike.
     max_blocks
         The most blocks of a launch: few, so that kernels stride.
     memory_bytes
