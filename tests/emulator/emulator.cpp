@@ -338,9 +338,9 @@ uint64_t next_budget() {
     case 1:
       return 1 + random_below(4);
     case 2:
-      return 1 + random_below(16);
+      return 1 + random_below(8);
     default:
-      return 1ull << random_below(8);
+      return random_below(2) == 0 ? 1 : 1ull << random_below(8);
   }
 }
 

@@ -29,6 +29,7 @@ def device(emulator):
     device = EmulatedDevice(emulator=emulator)
     yield device
     gc.collect()
+    device.allocations.release()
     assert device.violations == []
 
 
@@ -89,7 +90,7 @@ def test_claims_by_compare_swap_are_single(device):
 def test_a_missing_compare_swap_is_seen(device):
     n_wrong = 0
     for device.seed in SEEDS[1:]:
-        n_wrong += not claim(device, "sample_claim_without_swap")
+        n_wrong += not claim(device, "sample_claim_without_swap", n_cells=50)
     assert n_wrong > 40
 
 
@@ -200,6 +201,19 @@ def test_a_write_into_a_red_zone_is_noticed(emulator):
     del words
     gc.collect()
     assert device.violations == ["an allocation of 80 bytes was written at byte 80 to 87"]
+
+
+def test_a_write_to_freed_memory_is_noticed(emulator):
+    device = EmulatedDevice(emulator=emulator)
+    words = Words(device, [0], np.zeros(10), n=3)
+    kept = words.arrays[1].numpy()[2:4]
+    address = words.arrays[0].memory.address
+    del words
+    args = np.array([0, address, 0], dtype=np.uint64)
+    device.queue().launch("sample_write_beyond", 1, args)
+    assert kept.tolist() == [0, 0]  # a view keeps its memory
+    device.allocations.release()
+    assert device.violations == ["776 bytes were written after they were freed"]
 
 
 def test_copies_stay_within_an_allocation(emulator):
