@@ -48,7 +48,14 @@ def key_of(kernels, flags, own_flags):
     return digest.hexdigest()[:32]
 
 
-def library(sanitize="", defines=(), sources=(), with_engine=True, main=None):
+def library(
+    sanitize="",
+    defines=(),
+    sources=(),
+    with_engine=True,
+    only_sync_orders=False,
+    main=None,
+):
     """Return the path of a library of emulated kernels, built if it is not there.
 
     Parameters
@@ -62,6 +69,9 @@ def library(sanitize="", defines=(), sources=(), with_engine=True, main=None):
         Paths of further ``.cu`` files.
     with_engine
         Whether the kernels of src/cuda are in it.
+    only_sync_orders
+        With "thread": whether ballots and shuffles order no memory among the lanes of a tile, as
+        CUDA has it, so that a missing ``Tile.sync`` shows between them.
     main
         The path of a C++ file with a ``main``: the result is a program.
 
@@ -71,6 +81,8 @@ def library(sanitize="", defines=(), sources=(), with_engine=True, main=None):
     kernels = [*of_engine, *(Path(p).resolve() for p in sources)]
     flags = [*FLAGS, *(f"-D{d}" for d in defines)]
     own_flags = list(FLAGS)  # the emulator itself is never instrumented
+    if only_sync_orders:
+        own_flags.append("-DEMB_EMULATOR_ONLY_SYNC_ORDERS")
     linked = ["-shared"]
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"]

@@ -5,7 +5,8 @@
 //    Other seeds: several blocks at once; the seed chooses when to switch, and to whom.
 // 3. A failed launch is left where it stands: its fibers are forgotten and the text goes to the caller.
 // 4. Nothing here is instrumented. Under ThreadSanitizer each thread of a launch has a fiber, and each block its
-//    memory, to itself; lanes are ordered by `release` and `acquire` on one tag per generation of a meeting.
+//    memory, to itself; lanes are ordered by `release` and `acquire` on one tag per generation of a meeting. With
+//    EMB_EMULATOR_ONLY_SYNC_ORDERS ballots and shuffles order nothing, which is all that CUDA promises of them.
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +36,11 @@ constexpr uint32_t kMaxSaid = 24;  // threads, in a message
 constexpr uint64_t kFastBudget = 512;
 constexpr uint64_t kFastLimit = 300 * 1000 * 1000;
 constexpr uint64_t kSeededLimit = 50 * 1000 * 1000;
+#if defined(EMB_EMULATOR_ONLY_SYNC_ORDERS)
+constexpr bool kOnlySyncOrders = true;
+#else
+constexpr bool kOnlySyncOrders = false;
+#endif
 const char* const kNames[] = {"", "sync", "ballot", "shfl", "barrier"};
 
 enum class State : uint8_t { kUnstarted, kRunnable, kWaiting, kEnded };
@@ -508,12 +514,13 @@ uint64_t meet(Meeting what, uint32_t log_lanes, uint64_t value, uint32_t from) {
   me->at = what;
   record->arrived |= 1u << (me->index - first);
   uint64_t* const tag = &block->tags[log_lanes][first][record->generation & 1];
-  release(tag);
+  const bool is_ordering = what == Meeting::kSync || !kOnlySyncOrders;
+  if (is_ordering) release(tag);
   if (record->arrived == static_cast<uint32_t>((1ull << n_lanes) - 1))
     end_meeting(block, record, first, n_lanes, me);
   else
     wait(me);
-  acquire(tag);
+  if (is_ordering) acquire(tag);
   return me->result;
 }
 

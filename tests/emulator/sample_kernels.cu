@@ -113,13 +113,16 @@ EMB_KERNEL(sample_publish_without_release, ClaimArgs) {
   }
 }
 
+enum class Between { kNothing, kBallot, kSync };
+
 // The lanes of the first tile write a row, its first lane says so; the last tile reads the row.
-template <bool has_sync>
+template <Between between>
 EMB_DEVICE void publish_by_tile(const ClaimArgs& a) {
   const Tile<8> tile = Tile<8>::here();
   if (tile.number() == 0) {
     a.n_claims[tile.lane()] = 42;
-    if (has_sync) tile.sync();
+    if (between == Between::kSync) tile.sync();
+    if (between == Between::kBallot) tile.ballot(true);
     if (tile.lane() == 0) store_release(&a.cells[0], uint64_t{1});
   } else if (tile.number() == Tile<8>::count() - 1) {
     while (tile.lane() == 0 && load_acquire(&a.cells[0]) == 0) {
@@ -129,8 +132,9 @@ EMB_DEVICE void publish_by_tile(const ClaimArgs& a) {
   }
 }
 
-EMB_KERNEL(sample_publish_by_tile, ClaimArgs) { publish_by_tile<true>(a); }
-EMB_KERNEL(sample_publish_by_tile_without_sync, ClaimArgs) { publish_by_tile<false>(a); }
+EMB_KERNEL(sample_publish_by_tile, ClaimArgs) { publish_by_tile<Between::kSync>(a); }
+EMB_KERNEL(sample_publish_by_tile_with_ballot, ClaimArgs) { publish_by_tile<Between::kBallot>(a); }
+EMB_KERNEL(sample_publish_by_tile_without_sync, ClaimArgs) { publish_by_tile<Between::kNothing>(a); }
 
 // All lanes of each tile but the last wait, at collectives, for a word of the last thread of the block.
 EMB_KERNEL(sample_wait_by_ballot, ClaimArgs) {

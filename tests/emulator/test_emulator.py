@@ -296,13 +296,10 @@ def test_launches_are_counted_and_bounded(device):
     assert n_written == 4 * BLOCK_THREADS
 
 
-def program_of(sanitize):
+def run_sanitized(sanitize, kernel, n_blocks, n, **options):
     main = HERE / "sanitized_main.cpp"
-    return library(sanitize=sanitize, sources=SOURCES, with_engine=False, main=main)
-
-
-def run_sanitized(sanitize, kernel, n_blocks, n):
-    command = [program_of(sanitize), kernel, str(n_blocks), str(n), "4"]
+    program = library(sanitize, sources=SOURCES, with_engine=False, main=main, **options)
+    command = [program, kernel, str(n_blocks), str(n), "4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -348,3 +345,15 @@ def test_an_abandoned_launch_is_clean_under_sanitizers():
         assert status == 1
         assert "Sanitizer" not in report
         assert report.count("deadlock") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.unsanitized
+@pytest.mark.parametrize("only_sync_orders", [False, True])
+def test_whether_a_ballot_orders_memory_can_be_chosen(only_sync_orders):
+    kernel = "sample_publish_by_tile_with_ballot"
+    status, report = run_sanitized("thread", kernel, 2, 1, only_sync_orders=only_sync_orders)
+    assert (status != 0) == only_sync_orders
+    assert ("data race" in report) == only_sync_orders
+    right = run_sanitized("thread", "sample_publish_by_tile", 2, 1, only_sync_orders=True)
+    assert right == (0, "")
