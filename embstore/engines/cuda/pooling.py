@@ -42,9 +42,6 @@ def pool(
         (n,) float32; 0 is ones.
     """
     shift = lanes_shift(dim)
-    launcher.run(
-        *("pool_bags", n_bags << shift),
-        **{"table": table, "rows": rows, "inverse": inverse, "weights": weights},
-        **{"offsets": offsets, "n_bags": n_bags, "pool_mode": mode, "out": out},
-        lanes_shift=shift,
-    )
+    fields = {"table": table, "rows": rows, "inverse": inverse, "weights": weights}
+    fields |= {"offsets": offsets, "n_bags": n_bags, "pool_mode": mode, "out": out}
+    launcher.run("pool_bags", n_bags << shift, lanes_shift=shift, **fields)

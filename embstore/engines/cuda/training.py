@@ -1,7 +1,7 @@
 """Training and assigning on the device: the launches that make new rows of gradients, or values.
 
-Nothing here waits for the device: what a call counts stays in its memory until the caller downloads it.
-Addresses are of arrays in the device's memory; 0 is none.
+Nothing here waits for the device, but `counted`: what a call counts stays in the device's memory.
+Addresses are of arrays there; 0 is none.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ COUNTS = ("n_wanted", "n_dropped", "n_stale", "n_nonfinite", "first_bad")  # Upd
 BLOCK = 32  # core/reduce.h
 TILE = 8
 POOL_SUM = 0
+ALLOW = 2  # of on_nonfinite
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Step:
 
 
 def lanes_shift(dim: int) -> int:
-    """Return the binary logarithm of how many threads share a row: each takes four columns, then more."""
+    """Return log2 of the threads that share a row: each takes four columns, and then more."""
     return min(5, (-(-dim // 4) - 1).bit_length())
 
 
@@ -137,7 +138,7 @@ def group(launcher: Launcher, batch: Batch) -> Runs:
 
 
 def gradient_view(launcher: Launcher, parts: Sequence[Part], dim: int) -> View:
-    """Return the gradient of each position of a batch of parts; those of the caller must outlive it."""
+    """Return the gradient of each position of a batch of parts, whose arrays must outlive it."""
     if len(parts) == 1 and parts[0].offsets == 0:
         return View(dim, base=parts[0].rows)
     n = sum(part.n for part in parts)
@@ -165,10 +166,8 @@ def point_bags(launcher: Launcher, part: Part, dim: int, divided: int, to: dict[
     rows = part.rows
     if part.is_divided:
         shift = lanes_shift(dim)
-        launcher.run(
-            *("divide_bags", part.n_bags << shift),
-            **(bags | {"rows": rows, "pool_mode": part.mode, "out": divided, "lanes_shift": shift}),
-        )
+        own = {"rows": rows, "pool_mode": part.mode, "out": divided, "lanes_shift": shift}
+        launcher.run("divide_bags", part.n_bags << shift, **own, **bags)
         rows = divided
     launcher.run("point_bags", TILE * part.n_bags, rows=rows, given=part.weights, **bags, **to)
 
@@ -209,27 +208,23 @@ def apply(
     scalars = launcher.scratch("update scalars", 64)
     counts = launcher.scratch("update counts", 8 * len(COUNTS))
     is_bad = launcher.scratch("bad sums", 4 * batch.n)
+    for_lr = {"lr": how.lr, "beta1_power": how.beta1_power, "beta2_power": how.beta2_power}
+    launcher.run("prepare_update", 1, table=table, scalars=scalars, counts=counts, **for_lr)
     keys = {"table": table, "keys": batch.keys, "n_unique": batch.n_unique}
-    launcher.run(
-        *("prepare_update", 1),
-        **{"table": table, "scalars": scalars, "counts": counts, "lr": how.lr},
-        **{"beta1_power": how.beta1_power, "beta2_power": how.beta2_power},
-    )
-    found = {"status": batch.status, "rows": batch.rows, "targets": batch.rows}
-    launcher.run("resolve_rows", batch.n, **keys, **found, is_bad=is_bad, counts=counts)
+    keys |= {"targets": batch.rows, "is_bad": is_bad, "counts": counts}
+    launcher.run("resolve_rows", batch.n, status=batch.status, rows=batch.rows, **keys)
     runs = group(launcher, batch)
     view = gradient_view(launcher, parts, dim)
-    is_allowed = how.on_nonfinite == 2
-    sums = add_up(launcher, view, runs, batch.rows, 0 if is_allowed else is_bad, counts)
-    shift = 3 if how.has_row_sums else lanes_shift(dim)
-    launcher.run(
-        *("update_rows_by_sums" if how.has_row_sums else "update_rows", batch.n << shift),
-        **(keys | view.fields()),
-        **{"targets": batch.rows, "is_bad": is_bad, "counts": counts},
-        **{"on_nonfinite": how.on_nonfinite, "order": runs.order, "starts": runs.starts},
-        **{"sums": sums, "scalars": scalars, "t": how.t, "step": how.step, "lanes_shift": shift},
-    )
-    launcher.run("settle_update", 1, table=table, counts=counts, on_nonfinite=how.on_nonfinite)
+    checked = {} if how.on_nonfinite == ALLOW else {"is_bad": is_bad, "counts": counts}
+    sums = add_up(launcher, view, runs, batch.rows, **checked)
+    kernel, shift = "update_rows", lanes_shift(dim)
+    if how.has_row_sums:
+        kernel, shift = "update_rows_by_sums", 3
+    fields = keys | view.fields() | {"order": runs.order, "starts": runs.starts, "sums": sums}
+    fields |= {"scalars": scalars, "t": how.t, "step": how.step, "lanes_shift": shift}
+    launcher.run(kernel, batch.n << shift, on_nonfinite=how.on_nonfinite, **fields)
+    settled = {"table": table, "counts": counts, "on_nonfinite": how.on_nonfinite}
+    launcher.run("settle_update", 1, **settled)
     return counts
 
 
@@ -257,16 +252,15 @@ def last_values(launcher: Launcher, batch: Batch, values: int) -> Vectors:
 
 
 def added_values(launcher: Launcher, table: int, batch: Batch, values: int, dim: int) -> Vectors:
-    """Return each key's row, or what it would be born with, plus the sum of its values, (n, dim)."""
+    """Return the row of each key, or what it would be born as, plus its `values`, (n, dim)."""
     runs = group(launcher, batch)
     sums = add_up(launcher, View(dim, base=values), runs)
     results = launcher.scratch("assigned values", 4 * dim * batch.n)
     shift = lanes_shift(dim)
+    keys = {"table": table, "keys": batch.keys, "n_unique": batch.n_unique, "rows": batch.rows}
+    added = {"values": values, "order": runs.order, "starts": runs.starts, "sums": sums}
     launcher.run(
-        *("add_values", batch.n << shift),
-        **{"table": table, "keys": batch.keys, "n_unique": batch.n_unique, "rows": batch.rows},
-        **{"values": values, "order": runs.order, "starts": runs.starts, "sums": sums},
-        **{"results": results, "lanes_shift": shift},
+        "add_values", batch.n << shift, results=results, lanes_shift=shift, **keys, **added
     )
     return Vectors(results, 0)
 
@@ -276,11 +270,9 @@ def check(launcher: Launcher, batch: Batch, vectors: Vectors, dim: int) -> int:
     has_bad = launcher.scratch("has bad", 8)
     launcher.queue.fill(has_bad, 0, 8)
     shift = lanes_shift(dim)
-    launcher.run(
-        *("check_vectors", batch.n << shift),
-        **{"base": vectors.base, "index": vectors.index, "n_unique": batch.n_unique},
-        **{"dim": dim, "has_bad": has_bad, "lanes_shift": shift},
-    )
+    fields = {"base": vectors.base, "index": vectors.index, "n_unique": batch.n_unique}
+    fields |= {"dim": dim, "has_bad": has_bad, "lanes_shift": shift}
+    launcher.run("check_vectors", batch.n << shift, **fields)
     return has_bad
 
 
@@ -289,8 +281,6 @@ def assign(
 ) -> None:
     """Write vectors into the rows of a batch; keys without a row are left out."""
     shift = lanes_shift(dim)
-    launcher.run(
-        *("assign_rows", batch.n << shift),
-        **{"table": table, "n_unique": batch.n_unique, "rows": batch.rows},
-        **{"base": vectors.base, "index": vectors.index, "step": step, "lanes_shift": shift},
-    )
+    fields = {"table": table, "n_unique": batch.n_unique, "rows": batch.rows, "step": step}
+    fields |= {"base": vectors.base, "index": vectors.index, "lanes_shift": shift}
+    launcher.run("assign_rows", batch.n << shift, **fields)
