@@ -338,15 +338,35 @@ def test_a_cubin_of_nvrtc_is_a_whole_elf_file(nvrtc, monkeypatch, tmp_path):
     assert len(cubin) == max(ends)
 
 
-@pytest.mark.skipif(shutil.which("nvdisasm") is None, reason="nvdisasm is not installed")
-def test_nvrtc_neither_contracts_nor_flushes(nvrtc, monkeypatch, tmp_path):
-    (tmp_path / "sample.cubin").write_bytes(kernels.cubins(90, SAMPLE)["sample"])
-    command = ["nvdisasm", str(tmp_path / "sample.cubin")]
-    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "FMUL" in code
-    assert "FADD" in code
-    assert "FFMA" not in code
-    assert ".FTZ" not in code
+def test_nvrtc_neither_contracts_nor_flushes(nvrtc):
+    from cupy_backends.cuda.libs import nvrtc as library
+
+    (unit,) = SAMPLE.units()
+    program = library.createProgram(unit.read_text(), unit.name, (), ())
+    options = (*kernels.OPTIONS, "--gpu-architecture=compute_90", f"-I{SAMPLE.include}")
+    library.compileProgram(program, options)
+    ptx = library.getPTX(program).decode()
+    library.destroyProgram(program)
+    assert "mul.rn.f32" in ptx
+    assert "add.rn.f32" in ptx
+    assert "fma" not in ptx
+    assert "ftz" not in ptx
+
+
+def test_the_report_of_ptxas_is_read():
+    log = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'first' for 'sm_90'
+ptxas info    : Function properties for first
+    8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Function properties for _Z6calledv
+    16 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 255 registers, used 0 barriers, 40 bytes cumulative stack size
+ptxas info    : Compiling entry function 'second' for 'sm_90'
+ptxas info    : Function properties for second
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 12 registers, used 0 barriers
+"""
+    assert kernels.resources_in(log) == {"first": (255, 16, 24), "second": (12, 0, 0)}
 
 
 def test_an_error_in_device_code_shows_what_nvrtc_says(nvrtc, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ is an error, so that Python and device code cannot disagree about a layout.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ NAMES = re.compile(r"\s*(\w+)\s*,\s*(\w+)\s*")
 STRUCT = re.compile(r"\bstruct\s+(?P<name>\w+)\s*(?P<body>\{[^{}]*\}\s*;|[{:])")
 POINTER = r"(?:const\s+)?[A-Za-z_][\w:]*(?:\s+const)?(?:\s*\*(?:\s*const\b)?)+\s*"
 FIELD = re.compile(
-    rf"(?:(?:uint64_t|int64_t|double)\s+|{POINTER})(?P<name>(?!const\b)[A-Za-z_]\w*)"
+    rf"(?:(?P<type>uint64_t|int64_t|double)\s+|{POINTER})(?P<name>(?!const\b)[A-Za-z_]\w*)"
 )
 
 
@@ -29,7 +30,11 @@ def code_of(text: str) -> str:
     return DIRECTIVE.sub("", COMMENT.sub(" ", text))
 
 
-def fields_of(struct: str, text: str, where: str) -> tuple[str, ...] | None:
+# From the names of a struct's fields, in order, to their types: uint64_t, int64_t, double, pointer.
+Fields = Mapping[str, str]
+
+
+def fields_of(struct: str, text: str, where: str) -> Fields | None:
     """Return the fields of a struct in a source, None if it is not there.
 
     Raises
@@ -57,7 +62,7 @@ def fields_of(struct: str, text: str, where: str) -> tuple[str, ...] | None:
                 f"{where}: struct {struct}: a field must be one pointer, uint64_t, int64_t or "
                 f"double, got {' '.join(declaration.split())!r}"
             )
-    return tuple(field["name"] for field in fields if field is not None)
+    return {field["name"]: field["type"] or "pointer" for field in fields if field is not None}
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,8 @@ class Sources:
         """Return the translation units, sorted."""
         return sorted(self.kernels.glob("*.cu"))
 
-    def struct_fields(self, struct: str) -> tuple[str, ...]:
-        """Return the names of the fields, of 8 bytes each, of a struct of the headers of cuda/."""
+    def struct_fields(self, struct: str) -> Fields:
+        """Return the fields, of 8 bytes each, of a struct of the headers of cuda/."""
         for path in self.headers():
             if path.parent.name == "cuda":
                 fields = fields_of(struct, path.read_text(), path.name)
@@ -93,24 +98,30 @@ class Sources:
                     return fields
         raise InternalError(f"struct {struct} is in no header of {self.include}/embstore/cuda")
 
-    def kernel_arguments(self) -> dict[str, tuple[str, ...]]:
-        """Return the fields of the argument struct of each kernel.
+    def arguments_by_unit(self) -> dict[str, dict[str, Fields]]:
+        """Return the fields of the argument struct of each kernel, by unit and kernel.
 
         A struct is looked for in the file of its kernel, then in the headers of cuda/.
         """
-        found: dict[str, tuple[str, ...]] = {}
+        found: dict[str, dict[str, Fields]] = {}
         for path in self.units():
             text = path.read_text()
+            kernels = found[path.stem] = {}
             for declared in KERNEL.findall(code_of(text)):
                 names = NAMES.fullmatch(declared)
                 if names is None:
                     raise InternalError(f"{path.name}: EMB_KERNEL({declared}) must name two things")
                 kernel, struct = names.groups()
-                if kernel in found:
+                if any(kernel in others for others in found.values()):
                     raise InternalError(f"{path.name}: there is another kernel named {kernel}")
                 own = fields_of(struct, text, path.name)
-                found[kernel] = self.struct_fields(struct) if own is None else own
+                kernels[kernel] = self.struct_fields(struct) if own is None else own
         return found
+
+    def kernel_arguments(self) -> dict[str, Fields]:
+        """Return the fields of the argument struct of each kernel."""
+        units = self.arguments_by_unit().values()
+        return {kernel: fields for unit in units for kernel, fields in unit.items()}
 
 
 @cache
@@ -138,12 +149,12 @@ def installed_sources() -> Sources:
 
 
 @cache
-def _installed_arguments() -> dict[str, tuple[str, ...]]:
+def _installed_arguments() -> dict[str, Fields]:
     return installed_sources().kernel_arguments()
 
 
-def argument_fields(kernel: str) -> tuple[str, ...]:
-    """Return the names of the arguments of a kernel, in order; each has 8 bytes."""
+def argument_fields(kernel: str) -> Fields:
+    """Return the arguments of a kernel, in order; each has 8 bytes."""
     arguments = _installed_arguments()
     if kernel not in arguments:
         raise InternalError(f"there is no kernel named {kernel!r}; there are {sorted(arguments)}")
@@ -151,6 +162,6 @@ def argument_fields(kernel: str) -> tuple[str, ...]:
 
 
 @cache
-def struct_fields(struct: str) -> tuple[str, ...]:
-    """Return the names of the fields, of 8 bytes each, of a struct of the headers of cuda/."""
+def struct_fields(struct: str) -> Fields:
+    """Return the fields, of 8 bytes each, of a struct of the headers of cuda/."""
     return installed_sources().struct_fields(struct)

@@ -23,7 +23,16 @@ from embstore.engines.kernel_sources import (
 )
 from embstore.errors import DeviceError, InternalError
 
-__all__ = ["Resources", "argument_fields", "cubins", "resources", "struct_fields", "target_of"]
+__all__ = [
+    "Resources",
+    "Sources",
+    "argument_fields",
+    "cubins",
+    "installed_sources",
+    "resources",
+    "struct_fields",
+    "target_of",
+]
 
 # The same bits as on the CPU: no contraction to multiply-add, subnormals, IEEE division and roots.
 OPTIONS = (
@@ -33,12 +42,11 @@ OPTIONS = (
 DIGEST_BYTES = 32
 ELF = b"\x7fELF"
 REPORT = re.compile(
-    r"Compiling entry function '(?P<kernel>\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
-    r"(?P<loads>\d+) bytes spill"
-    r".*?Used (?P<registers>\d+) registers",
+    r"Compiling entry function '(?P<kernel>\w+)'(?P<functions>.*?)"
+    r"Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
+FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
 class Resources(NamedTuple):
@@ -208,13 +216,16 @@ def cubins(arch: int, sources: Sources | None = None) -> dict[str, bytes]:
 
 
 def resources_in(log: str) -> dict[str, Resources]:
-    """Return what each kernel takes, from the report of ptxas."""
-    return {
-        m["kernel"]: Resources(
-            int(m["registers"]), int(m["stores"]) + int(m["loads"]), int(m["stack"])
+    """Return what each kernel takes, with the functions it calls, from the report of ptxas."""
+    found = {}
+    for report in REPORT.finditer(log):
+        frames = [tuple(map(int, frame)) for frame in FRAME.findall(report["functions"])]
+        found[report["kernel"]] = Resources(
+            registers=int(report["registers"]),
+            spill_bytes=sum(stores + loads for _, stores, loads in frames),
+            stack_bytes=sum(stack for stack, _, _ in frames),
         )
-        for m in REPORT.finditer(log)
-    }
+    return found
 
 
 def resources(arch: int, sources: Sources | None = None) -> dict[str, Resources]:

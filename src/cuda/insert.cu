@@ -33,16 +33,6 @@ EMB_KERNEL(look_up, LookUpArgs) {
   }
 }
 
-// What a batch comes to; zeroed before tally_keys.
-struct Tally {
-  uint64_t n_new_rows;
-  uint64_t n_new_candidates;
-  uint64_t n_ended_candidates;
-  uint64_t n_refused;
-  uint64_t n_first_seen;  // by the filter
-  uint64_t n_found;
-};
-
 struct TallyKeysArgs {
   const TableView* table;
   const uint64_t* n_unique;
@@ -126,6 +116,33 @@ EMB_KERNEL(settle_insert, SettleInsertArgs) {
   c.n_candidates += a.tally->n_new_candidates - a.tally->n_ended_candidates;
   c.n_refused += a.tally->n_refused;
   c.n_bloom_added += a.tally->n_first_seen;
+}
+
+struct FindCellsArgs {
+  const TableView* table;
+  const uint64_t* keys;
+  const uint64_t* n_unique;
+  uint64_t* cells;
+};
+
+// Once more, where the index has moved since.
+EMB_KERNEL(find_cells, FindCellsArgs) {
+  const IndexTile tile = IndexTile::here();
+  for (uint64_t u = tile.number(); u < *a.n_unique; u += IndexTile::count()) {
+    const uint64_t cell = find_cell(tile, *a.table, a.keys[u]).cell;
+    if (tile.lane() == 0) a.cells[u] = cell;
+  }
+}
+
+struct FlagStatusArgs {
+  const uint64_t* n_unique;
+  const uint8_t* status;
+  uint64_t wanted;
+  uint32_t* flags;
+};
+
+EMB_KERNEL(flag_status, FlagStatusArgs) {
+  for (uint64_t u = grid_thread(); u < *a.n_unique; u += grid_threads()) a.flags[u] = a.status[u] == a.wanted;
 }
 
 struct EraseKeysArgs {

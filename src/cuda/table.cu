@@ -4,17 +4,6 @@
 using namespace embstore;
 using namespace embstore::cuda;
 
-struct Derived {
-  uint64_t stream;  // of initial values and stochastic rounding
-  uint64_t hash_first;
-  uint64_t hash_second;
-  uint64_t hash_first_multiplier;
-  uint64_t hash_second_multiplier;
-  uint64_t n_slots;
-  uint64_t n_accumulators;
-  uint64_t has_moments;
-};
-
 struct DeriveTableArgs {
   const char* name;  // utf-8
   uint64_t n_name_bytes;

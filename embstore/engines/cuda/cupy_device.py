@@ -27,7 +27,12 @@ from embstore.errors import InternalError, OutOfMemoryError
 BLOCKS_PER_MULTIPROCESSOR = 8
 PIECE_BYTES = 4 << 20  # of an upload
 STAGED_BYTES = 64 << 20  # of all uploads of a device under way
-SUCCESS, OUT_OF_MEMORY, NOT_READY = 0, 2, 600  # of cudaError_t
+SUCCESS, NOT_READY = 0, 600  # of cudaError_t
+NO_MEMORY = (
+    1,
+    2,
+    304,
+)  # what allocations give: invalid value (a size), allocation, operating system
 
 
 class CupyMemory:
@@ -220,9 +225,11 @@ class CupyDevice:
     ----------
     index
         Its number, as CUDA counts.
+    sources
+        Where its kernels lie; those installed if None.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, sources: kernels.Sources | None = None) -> None:
         import cupy
 
         self.cupy: Any = cupy
@@ -234,8 +241,8 @@ class CupyDevice:
         self.arch = int(device.compute_capability)
         n_multiprocessors = int(device.attributes["MultiProcessorCount"])
         self.max_blocks = BLOCKS_PER_MULTIPROCESSOR * n_multiprocessors
+        self._sources = sources
         self._lock = threading.Lock()
-        self._modules: list[Any] = []
         self._kernels: dict[str, tuple[Any, np.dtype[np.void]]] = {}
 
     def current(self) -> Any:
@@ -261,19 +268,28 @@ class CupyDevice:
             return self.cupy.empty(shape, dtype)
 
     def kernel(self, name: str) -> tuple[Any, np.dtype[np.void]]:
-        """Return a kernel and the layout of its arguments; the first call loads them all."""
-        found = self._kernels.get(name)
-        if found is not None:
-            return found
-        layout = np.dtype((np.void, 8 * len(kernels.argument_fields(name))))
-        with self._lock, self.current():
-            if not self._modules:
-                self._modules = [
-                    self._module(cubin) for cubin in kernels.cubins(self.arch).values()
-                ]
-            function = self._function(name)
-            self._kernels[name] = function, layout
-        return function, layout
+        """Return a kernel and the layout of its arguments; the first call loads them all.
+
+        The device must be current.
+        """
+        if not self._kernels:
+            with self._lock:
+                self._kernels = self._kernels or self._load()
+        if name not in self._kernels:
+            raise InternalError(f"there is no kernel named {name!r}")
+        return self._kernels[name]
+
+    def _load(self) -> dict[str, tuple[Any, np.dtype[np.void]]]:
+        sources = self._sources or kernels.installed_sources()
+        cubins = kernels.cubins(self.arch, sources)
+        loaded = {}
+        for unit, arguments in sources.arguments_by_unit().items():
+            module = self.cupy.cuda.Module()
+            module.load(cubins[unit])
+            for name, fields in arguments.items():
+                layout = np.dtype((np.void, 8 * len(fields)))
+                loaded[name] = module.get_function(name), layout
+        return loaded
 
     @contextlib.contextmanager
     def memory_errors(self, n_bytes: int, of: str = "the device") -> Iterator[None]:
@@ -283,7 +299,7 @@ class CupyDevice:
         except self.cupy.cuda.memory.OutOfMemoryError as error:
             raise self._out_of_memory(n_bytes, of) from error
         except self.runtime.CUDARuntimeError as error:
-            if error.status != OUT_OF_MEMORY:
+            if error.status not in NO_MEMORY:
                 raise
             raise self._out_of_memory(n_bytes, of) from error
 
@@ -295,19 +311,6 @@ class CupyDevice:
             f"{self.name}: {n_bytes} bytes of {of} were asked for; of the device's {total} bytes "
             f"{free} are free, and {pooled} more in CuPy's pool"
         )
-
-    def _module(self, cubin: bytes) -> Any:
-        module = self.cupy.cuda.Module()
-        module.load(cubin)
-        return module
-
-    def _function(self, name: str) -> Any:
-        for module in self._modules:
-            try:
-                return module.get_function(name)
-            except self.cupy.cuda.driver.CUDADriverError:
-                continue  # it is of another translation unit
-        raise InternalError(f"no cubin of {self.name} has the kernel {name}; is it extern C?")
 
 
 def bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:

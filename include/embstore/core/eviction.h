@@ -58,8 +58,19 @@ EMB_FN uint64_t evaluate(const Predicate* program, uint32_t n, const TruthsOf& t
   return stack[0];
 }
 
+// The same of one row. Truths that wait to be joined are bits of a word, the latest the lowest.
 EMB_FN bool is_evictable(const Predicate* program, uint32_t n, const RowFacts& row) {
-  return evaluate(program, n, [&](uint32_t i) { return static_cast<uint64_t>(is_true(program[i], row)); }) != 0;
+  uint32_t truths = 0;
+  for (uint32_t i = 0; i < n; ++i) {
+    const uint32_t latest = truths & 1u;
+    if (program[i].op == PredicateOp::kAnd)
+      truths = truths >> 1 & (latest | ~1u);
+    else if (program[i].op == PredicateOp::kOr)
+      truths = truths >> 1 | latest;
+    else
+      truths = truths << 1 | static_cast<uint32_t>(is_true(program[i], row));
+  }
+  return (truths & 1u) != 0;
 }
 
 // What a predicate that joins no others asks of a row's record; its norm is another matter.

@@ -102,6 +102,16 @@ EMB_DEVICE void write_record(const TableView& t, uint32_t row, uint64_t key, uin
   note_written(t, row);
 }
 
+// What a batch comes to; zeroed before tally_keys.
+struct Tally {
+  uint64_t n_new_rows;
+  uint64_t n_new_candidates;
+  uint64_t n_ended_candidates;
+  uint64_t n_refused;
+  uint64_t n_first_seen;  // by the filter
+  uint64_t n_found;
+};
+
 struct KeyToCommit {
   uint64_t key;
   uint8_t status;

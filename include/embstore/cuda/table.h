@@ -48,6 +48,18 @@ struct Counters {
   uint64_t n_bloom_added;
 };
 
+// What follows from a table's parameters by core's rules.
+struct Derived {
+  uint64_t stream;  // of initial values and stochastic rounding
+  uint64_t hash_first;
+  uint64_t hash_second;
+  uint64_t hash_first_multiplier;
+  uint64_t hash_second_multiplier;
+  uint64_t n_slots;
+  uint64_t n_accumulators;
+  uint64_t has_moments;
+};
+
 struct TableView {
   // What a row is: values, then slots, in row_bytes; rows lie in chunks of 2^chunk_shift (arena.h).
   uint64_t dim;

@@ -1,0 +1,219 @@
+"""find_or_insert on a device: distinct keys, decision, room, commit, rows out; semantics, section 4."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore.engines.cuda.batch import CudaTicket, Distinct
+from embstore.engines.cuda.core import (
+    ADMITS_ALL,
+    ADMITS_BY_POLICY,
+    DTYPE_NUMBERS,
+    TALLY_BYTES,
+    CudaCore,
+)
+from embstore.engines.cuda.room import Budget, Needs, rows_to_remain
+from embstore.engines.cuda.storage import LINE_BYTES, lines_for
+from embstore.engines.engine import Keys, Part
+from embstore.errors import CapacityError
+
+NO_CELL = 2**64 - 1
+
+
+class CudaInserting(CudaCore):
+    """find_or_insert, and the births of other verbs."""
+
+    def find_or_insert(
+        self,
+        keys: Keys,
+        step: int,
+        counts: NDArray[np.uint32] | None,
+        admit_always: bool,
+        rows: NDArray[np.float32] | None,
+    ) -> CudaTicket:
+        """Count, admit and create; fill `rows` (n, dim) if given."""
+        out = np.empty((len(keys), 0), np.float32) if rows is None else rows
+        with self._writing():
+            return self._insert_parts([Part(keys, out, counts)], step, admit_always)
+
+    def _insert_parts(self, parts: Sequence[Part], step: int, admit_always: bool) -> CudaTicket:
+        self._advance_base(step)
+        step = self._clamped(step)
+        self._maintain(step)
+        keys, counts, n = self._upload_joined(parts)
+        distinct = self._distinct(keys, counts, n)
+        admits = ADMITS_ALL if admit_always else ADMITS_BY_POLICY
+        distinct.look_up(self._launcher, self._storage.view, admits)
+        self._insert(distinct, step, has_counts=True)
+        self._clock.saw(step)
+        first = 0
+        for part in parts:
+            self._give_part(distinct, first, part)
+            first += part.n_keys
+        return CudaTicket(self, distinct, self._n_clears)
+
+    def _maintain(self, step: int) -> None:
+        raise NotImplementedError
+
+    # ---- planning
+
+    def _insert(self, distinct: Distinct, step: int, has_counts: bool) -> dict[str, int]:
+        """Make room for the keys that are to be inserted, and make them; return the tally."""
+        launcher, storage = self._launcher, self._storage
+        distinct.tally(launcher, storage.view, self._tally.address, TALLY_BYTES)
+        tally, counters = self._download_tally(), self._counters()
+        n_rows = tally["n_new_rows"]
+        n_cells = n_rows - tally["n_ended_candidates"] + tally["n_new_candidates"]
+        victims = None
+        budget = Budget(storage, counters, self._max_bytes)
+        max_rows = self._spec.max_rows
+        fits = max_rows is None or n_rows <= max(0, max_rows - counters.n_live)
+        if not (fits and budget.fits(n_rows, n_cells)):
+            victims, tally = self._make_room(distinct, budget)
+            n_rows = tally["n_new_rows"]
+            n_cells = n_rows - tally["n_ended_candidates"] + tally["n_new_candidates"]
+        n_victims = 0 if victims is None else victims[1]
+        self._reserve(distinct, n_rows, n_cells, n_victims)
+        if victims is not None:
+            self._remove_victims(victims)
+        self._commit(distinct, step, has_counts)
+        return tally
+
+    @property
+    def _max_bytes(self) -> int | None:
+        return None if self._is_restoring else self._spec.max_bytes
+
+    def _needs(self, distinct: Distinct) -> Needs:
+        """Return what the keys need, as the host sees it; waits."""
+        queue, n_unique = self._launcher.queue, self._word(distinct.n_unique)
+        status, cells = np.empty(n_unique, np.uint8), np.empty(n_unique, np.uint64)
+        if n_unique:
+            queue.download(distinct.status, status)
+            queue.download(distinct.cells, cells)
+        has_counter = self._config["admission_kind"] == 1
+        return Needs(status, cells != np.uint64(NO_CELL), has_counter)
+
+    def _make_room(
+        self, distinct: Distinct, budget: Budget
+    ) -> tuple[tuple[int, int] | None, dict[str, int]]:
+        """Refuse what does not fit, or choose the victims that make room, or raise."""
+        needs = self._needs(distinct)
+        n_live, on_full = self._numbers.n_live, self._spec.on_full
+        limit = self._row_limit(needs, budget)
+        n_wanted, victims = needs.n_rows, None
+        has_too_many = n_wanted > max(0, limit - n_live)
+        if has_too_many and on_full == "raise":
+            raise CapacityError(
+                f"{self._where}: {n_wanted} new rows do not fit: the table holds {n_live} of at "
+                f"most {limit}"
+            )
+        if has_too_many and on_full == "evict":
+            victims = self._choose_victims(distinct, rows_to_remain(limit, n_wanted))
+        n_victims = 0 if victims is None else victims[1]
+        if has_too_many:
+            needs.refuse_rows_beyond(max(0, limit - (n_live - n_victims)))
+        prefix = budget.fitting_prefix(needs, n_victims)
+        if prefix < len(needs.missing) and on_full == "raise":
+            raise CapacityError(
+                f"{self._where}: the batch does not fit into max_bytes = {budget.max_bytes}"
+            )
+        needs.refuse_from(prefix)
+        self._launcher.queue.upload(distinct.status, needs.status)
+        distinct.rank_again(self._launcher)
+        distinct.tally(
+            self._launcher, self._storage.view, self._tally.address, TALLY_BYTES
+        )
+        return victims, self._download_tally()
+
+    def _row_limit(self, needs: Needs, budget: Budget) -> int:
+        """Return the most live rows there may be, by max_rows and by what fits into max_bytes."""
+        limit = 2**64 if self._spec.max_rows is None else self._spec.max_rows
+        prefix = budget.fitting_prefix(needs, 0)
+        if prefix < len(needs.missing):
+            limit = min(limit, self._numbers.n_live + int(needs.needs_row[:prefix].sum()))
+        return limit
+
+    def _choose_victims(self, distinct: Distinct, target: int) -> tuple[int, int]:
+        """Return the list of the rows that go when `target` shall remain, and its length."""
+        raise NotImplementedError
+
+    def _remove_victims(self, victims: tuple[int, int]) -> None:
+        raise NotImplementedError
+
+    def _reserve(self, distinct: Distinct, n_rows: int, n_cells: int, n_victims: int) -> None:
+        """Make room in memory: the last that may fail."""
+        storage, counters = self._storage, self._numbers
+        n_more = max(0, n_rows - n_victims)
+        n_ids = counters.n_ids + max(0, n_more - counters.n_free)
+        has_grown = storage.reserve_rows(n_ids)
+        has_grown |= storage.reserve_removed(counters.n_log + n_victims, counters.n_log)
+        if has_grown:
+            storage.write_descriptor()
+        if storage.reserve_cells(counters.n_live + counters.n_candidates + n_cells):
+            distinct.find_cells_again(self._launcher, storage.view)
+
+    # ---- committing
+
+    def _commit(self, distinct: Distinct, step: int, has_counts: bool) -> None:
+        self._launcher.run(
+            "commit_keys",
+            8 * distinct.n,
+            table=self._storage.view,
+            keys=distinct.keys,
+            n_unique=distinct.n_unique,
+            occurrences=distinct.occurrences if has_counts else 0,
+            status=distinct.status,
+            rows=distinct.rows,
+            before=distinct.before if has_counts else 0,
+            cells=distinct.cells,
+            ranks=distinct.ranks,
+            step=self._relative(step),
+        )
+        self._launcher.run(
+            "settle_insert", 1, table=self._storage.view, tally=self._tally.address
+        )
+
+    def _give_part(self, distinct: Distinct, first: int, part: Part) -> None:
+        """Write the rows of a part, whose keys begin at position `first` of the batch."""
+        if part.bags is not None:
+            self._pool_batch(distinct, first, part)
+            return
+        if part.rows.size == 0:
+            return
+        launcher = self._launcher
+        out = launcher.scratch("rows_out", part.rows.nbytes)
+        launcher.run(
+            "gather_batch",
+            8 * part.n_keys,
+            table=self._storage.view,
+            inverse=distinct.inverse + 4 * first,
+            n=part.n_keys,
+            rows=distinct.rows,
+            out=out,
+            out_dtype=DTYPE_NUMBERS[part.rows.dtype],
+        )
+        launcher.queue.download(out, part.rows)
+
+    def _pool_batch(self, distinct: Distinct, first: int, part: Part) -> None:
+        raise NotImplementedError
+
+    def reserve(self, n_rows: int) -> None:
+        """Make memory for `n_rows` rows."""
+        with self._writing():
+            counters = self._counters()
+            n_more = max(0, n_rows - counters.n_live)
+            if not Budget(self._storage, counters, self._max_bytes).fits(n_more, n_more):
+                from embstore.errors import OutOfMemoryError
+
+                raise OutOfMemoryError(
+                    f"{self._where}: reserve: {n_rows} rows do not fit into max_bytes"
+                )
+            if self._storage.reserve_rows(counters.n_ids + max(0, n_more - counters.n_free)):
+                self._storage.write_descriptor()
+            self._storage.reserve_cells(counters.n_live + counters.n_candidates + n_more)
+
+
+def resting_index_bytes(n_cells: int) -> int:
+    """Return the bytes of an index that holds so many cells."""
+    return lines_for(n_cells) * LINE_BYTES
