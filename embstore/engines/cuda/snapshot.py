@@ -25,7 +25,7 @@ from embstore.engines.types import Candidates
 from embstore.errors import ArgumentError, CheckpointError, ClosedTableError, OutOfMemoryError
 
 if TYPE_CHECKING:
-    from embstore.engines.cuda.engine import CudaEngine
+    from embstore.engines.cuda.core import CudaCore
 
 LEAST_IMAGES = 1024  # that the log has room for, however small it was asked to be
 
@@ -36,7 +36,7 @@ class RowImages:
     Image number i lies in memory at i - `n_drained`.
     """
 
-    def __init__(self, engine: "CudaEngine", n_images: int, image_bytes: int, file: int) -> None:
+    def __init__(self, engine: "CudaCore", n_images: int, image_bytes: int, file: int) -> None:
         self.image_bytes = image_bytes
         self.capacity = n_images
         self.n_drained = 0
@@ -78,7 +78,7 @@ class Cut:
     """What the device knows of a cut: CutView in its memory, and what it points to."""
 
     def __init__(
-        self, engine: "CudaEngine", n_ids: int, n_rows: int, log_bytes: int, file: int
+        self, engine: "CudaCore", n_ids: int, n_rows: int, log_bytes: int, file: int
     ) -> None:
         self.engine, self.n_ids = engine, n_ids
         self.launcher, self.storage = engine._launcher, engine._storage
@@ -189,7 +189,7 @@ class Cut:
 class CudaSnapshot:
     """See `embstore.engines.engine.Snapshot`."""
 
-    def __init__(self, engine: "CudaEngine", is_delta: bool, log_bytes: int, file: int) -> None:
+    def __init__(self, engine: "CudaCore", is_delta: bool, log_bytes: int, file: int) -> None:
         """Cut the table, whose lock is held."""
         self._where = engine._where
         self._engine = engine
@@ -213,7 +213,7 @@ class CudaSnapshot:
         self._taken = engine._take_log()  # the last that may fail
 
     def _take_rows(
-        self, engine: "CudaEngine", counters: Counters, is_delta: bool, log: tuple[int, int]
+        self, engine: "CudaCore", counters: Counters, is_delta: bool, log: tuple[int, int]
     ) -> None:
         """Fix which rows are of the cut, and their order."""
         storage, table, queue = self._storage, engine._table(), self._launcher.queue
@@ -226,7 +226,7 @@ class CudaSnapshot:
         self._order.put_rows(self._launcher, table, selected)
         self._n_rows = n_rows
 
-    def _take_candidates(self, engine: "CudaEngine") -> Candidates:
+    def _take_candidates(self, engine: "CudaCore") -> Candidates:
         if not engine._has_counter:
             none = np.empty(0, np.int64)
             return Candidates(none, np.empty(0, np.uint32), none)
@@ -288,7 +288,9 @@ class CudaSnapshot:
 
     def rows(
         self, first: int, n: int, n_threads: int
-    ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32], NDArray[np.uint32], NDArray[np.int64]]:
+    ) -> tuple[
+        NDArray[np.int64], NDArray[Any], NDArray[np.float32], NDArray[np.uint32], NDArray[np.int64]
+    ]:
         """Return rows [first, first + n) by (partition, key), each of which can be read once."""
         spec = self._spec
         keys, freq = np.empty(n, np.int64), np.empty(n, np.uint32)

@@ -226,7 +226,6 @@ class FileOrder:
         begin, end = int(self._offsets[first]), int(self._offsets[last + 1])
         return self._items.address + item_bytes * begin, end - begin
 
-
     def put_rows(
         self, launcher: Launcher, table: DeviceTable, bits: int, write_count: int = 0
     ) -> None:

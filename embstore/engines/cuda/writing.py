@@ -1,18 +1,13 @@
 """The verbs of a CUDA table that write values: apply_gradients and assign; semantics, section 6."""
 
-from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
-
 from embstore.engines import native
 from embstore.engines.cuda import pooling, training
 from embstore.engines.cuda.batch import CudaTicket, Distinct
-from embstore.engines.cuda.core import ADMITS_ALL, ADMITS_NONE, DTYPE_NUMBERS
+from embstore.engines.cuda.core import ADMITS_ALL, ADMITS_NONE
 from embstore.engines.cuda.inserting import CudaInserting
 from embstore.engines.engine import Floats, JoinedBatch, Keys, Part
 from embstore.engines.types import ApplyReport, AssignReport
-from embstore.errors import NonFiniteError, TicketError
+from embstore.errors import InternalError, NonFiniteError, TicketError
 
 POOL_MODES = {"sum": 0, "mean": 1, "sqrtn": 2}
 
@@ -83,7 +78,7 @@ class CudaWriting(CudaInserting):
     @property
     def _has_row_sums(self) -> bool:
         """Whether an update sums along rows: RowWiseAdagrad, or any optimizer with clip_norm."""
-        return self._config["clip_norm"] > 0.0 or self._config["optimizer_kind"] == 2
+        return bool(self._config["clip_norm"] > 0.0 or self._config["optimizer_kind"] == 2)
 
     def _grad_part(self, place: int, part: Part) -> training.Part:
         rows = self._upload(f"grads_{place}", part.rows)
@@ -113,27 +108,66 @@ class CudaWriting(CudaInserting):
                 has_bad = training.check(self._launcher, known, vectors, dim)
                 if self._word(has_bad):
                     raise NonFiniteError(f"{self._where}: assign: a value is not finite")
-            n_absent = self._word(distinct.n_unique)
             self._advance_base(step)
-            self._clock_step = step
-            tally = self._insert(distinct, step, has_counts=False)
-            step = max(step, self._clock.step_base)
-            n_found = n_absent - tally["n_new_rows"] - tally["n_refused"]
+            tally = self._insert(distinct, max(step, self._clock.step_base), has_counts=False)
+            step = self._clamped(step)
             training.assign(
                 self._launcher, self._storage.view, known, vectors, dim, self._relative(step)
             )
             self._clock.saw(step)
-        return AssignReport(n_found, tally["n_new_rows"], tally["n_refused"])
+        return AssignReport(tally["n_found"], tally["n_new_rows"], tally["n_refused"])
 
     # ---- pooling
 
     def _pool_keys(self, part: Part, missing: str) -> None:
         """Fill the pooled rows of a part that only reads."""
         launcher = self._launcher
-        assert part.keys is not None and part.bags is not None
+        assert part.keys is not None
+        if missing != "default":
+            raise InternalError(f"bags read default rows for missing keys, not {missing!r}")
         n = len(part.keys)
         rows = launcher.scratch("pooled_ids", 4 * n)
-        raise NotImplementedError(rows, missing, pooling, DTYPE_NUMBERS, np, NDArray)
+        launcher.run(
+            "find_rows",
+            8 * n,
+            table=self._storage.view,
+            keys=self._upload("find_keys", part.keys),
+            n=n,
+            out=0,
+            out_dtype=0,
+            missing=0,
+            found=0,
+            freq=0,
+            step=0,
+            rows=rows,
+            first_missing=0,
+        )
+        self._pool(part, rows, 0)
+
+    def _pool_batch(self, distinct: Distinct, first: int, part: Part) -> None:
+        """Fill the pooled rows of a part whose keys begin at position `first` of a batch."""
+        self._pool(part, distinct.rows, distinct.inverse + 4 * first)
+
+    def _pool(self, part: Part, rows: int, inverse: int) -> None:
+        bags = part.bags
+        assert bags is not None
+        if bags.n_bags == 0:
+            return
+        weights = 0 if bags.weights is None else self._upload("pool_weights", bags.weights)
+        out = self._launcher.scratch("rows_out", part.rows.nbytes)
+        pooling.pool(
+            self._launcher,
+            self._storage.view,
+            rows,
+            self._upload("pool_offsets", bags.offsets),
+            bags.n_bags,
+            POOL_MODES[bags.mode],
+            out,
+            self._spec.dim,
+            inverse=inverse,
+            weights=weights,
+        )
+        self._launcher.queue.download(out, part.rows)
 
 
 def known_of(distinct: Distinct) -> training.Batch:
@@ -146,8 +180,3 @@ def known_of(distinct: Distinct) -> training.Batch:
         distinct.status,
         distinct.rows,
     )
-
-
-def parts_of(parts: Sequence[Part]) -> int:
-    """Return the number of keys of all parts."""
-    return sum(part.n_keys for part in parts)
