@@ -4,16 +4,32 @@
 using namespace embstore;
 using namespace embstore::cuda;
 
+// Rows number `first` to `end` of a list of distinct ones, or to where the number at n_at says that it ends.
 struct ProtectRowsArgs {
   const TableView* table;
   CutView* cut;
-  const uint32_t* rows;  // distinct; kNoRow is passed over
-  uint64_t n;
+  const uint32_t* rows;  // kNoRow is passed over
+  uint64_t first;
+  uint64_t end;
   const uint64_t* n_at;  // or null
 };
 
 EMB_KERNEL(protect_rows_of_cut, ProtectRowsArgs) {
-  protect_rows(*a.table, a.cut, a.rows, count_of(a.n, a.n_at));
+  protect_rows(*a.table, a.cut, a.rows, listed_range(a.first, a.end, a.n_at));
+}
+
+struct CountWaitingArgs {
+  const TableView* table;
+  CutView* cut;
+  const uint32_t* rows;
+  uint64_t first;
+  uint64_t end;
+  const uint64_t* n_at;
+  uint64_t* count;  // added to
+};
+
+EMB_KERNEL(count_waiting_rows, CountWaitingArgs) {
+  count_waiting(*a.cut, a.rows, listed_range(a.first, a.end, a.n_at), a.count);
 }
 
 struct FreezeMetasArgs {

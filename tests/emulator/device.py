@@ -96,8 +96,8 @@ class Allocations:
     def require(self, address, n_bytes):
         """Raise AssertionError unless the bytes lie in one allocation."""
         with self._lock:
-            starts = (a for a, n in self._n_bytes.items() if a <= address <= a + n)
-            room = max((a + self._n_bytes[a] - address for a in starts), default=-1)
+            held = list(self._n_bytes.items())  # a finalizer may change it meanwhile
+        room = max((a + n - address for a, n in held if a <= address <= a + n), default=-1)
         if n_bytes > room:
             fault = f"{n_bytes} bytes at {address:#x} are not in one allocation"
             self.violations.append(fault)

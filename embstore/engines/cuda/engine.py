@@ -15,7 +15,7 @@ from embstore.engines.types import ApplyReport
 from embstore.errors import ClosedTableError
 
 
-class CudaEngine(CudaReading, CudaWriting, CudaRemoving, CudaContent):
+class CudaEngine(CudaWriting, CudaRemoving, CudaContent, CudaReading):
     """One table on a card; see `embstore.engines.engine.Engine` for what the calls mean."""
 
     @staticmethod

@@ -33,15 +33,16 @@ LEAST_IMAGES = 1024  # that the log has room for, however small it was asked to 
 class RowImages:
     """The log: images of rows in pinned memory, and those that were drained to a file.
 
-    Image number i lies in memory at i - `n_drained`.
+    Image number i lies in memory at i - `n_drained`. There is room for `n_most`, and `n_kept` may stay.
     """
 
-    def __init__(self, engine: "CudaCore", n_images: int, image_bytes: int, file: int) -> None:
-        self.image_bytes = image_bytes
-        self.capacity = n_images
+    def __init__(self, engine: "CudaCore", n_rows: int, log_bytes: int, file: int) -> None:
+        self.image_bytes = META_BYTES + engine._storage.shape.row_bytes
+        self.n_kept = min(log_bytes // self.image_bytes, n_rows)
+        self.n_most = max(1, min(n_rows, max(self.n_kept, LEAST_IMAGES)))
         self.n_drained = 0
         self._file = file
-        self._memory: PinnedMemory = engine._device.alloc_pinned(n_images * image_bytes)
+        self._memory: PinnedMemory = engine._device.alloc_pinned(self.n_most * self.image_bytes)
 
     @property
     def address(self) -> int:
@@ -89,9 +90,7 @@ class Cut:
         self.waiting: Memory = queue.alloc(4 * n_words)
         self._image_of: Memory = queue.alloc(4 * max(1, n_ids))
         self._frozen: Memory | None = None
-        image_bytes = META_BYTES + self.storage.shape.row_bytes
-        n_images = max(1, min(max(log_bytes // image_bytes, LEAST_IMAGES), n_rows))
-        self.images = RowImages(engine, n_images, image_bytes, file)
+        self.images = RowImages(engine, n_rows, log_bytes, file)
         self.most_logged = 0  # images that may have been made
         self.step_base = engine._clock.step_base
         self.errno = 0
@@ -126,44 +125,58 @@ class Cut:
         self.launcher.queue.upload(self.view, packed(self._names, fields, "CutView"))
 
     def protect(self, rows: int, n: int, n_at: int) -> None:
-        """Copy rows of a list into the log before they change; distinct ones, at most n."""
+        """Copy rows of a list into the log before they change: distinct ones, at most n.
+
+        `n_at` is where the device keeps how many there are; 0 is nowhere.
+        """
         if self.errno or self.is_detached:
             return
         try:
-            for first in range(0, n, self.images.capacity):
-                self._protect_some(rows, first, min(n - first, self.images.capacity), n_at)
+            for first in range(0, n, self.images.n_most):
+                self._protect_some(rows, first, min(n, first + self.images.n_most), n_at)
         except OSError as error:
             self.errno = error.errno or errno.EIO
 
-    def _protect_some(self, rows: int, first: int, n: int, n_at: int) -> None:
-        if self.most_logged + n > self.images.n_drained + self.images.capacity:
-            self._drain(n)
-        self.most_logged += n
-        if n_at and first == 0:
-            self._launch_protect(rows, n, n_at)
-        else:
-            self._launch_protect(rows + 4 * first, n, 0)
+    def _protect_some(self, rows: int, first: int, end: int, n_at: int) -> None:
+        """Protect rows number `first` to `end` of a list: no more than there may be images."""
+        images, listed = self.images, {"rows": rows, "first": first, "end": end, "n_at": n_at}
+        n_more = end - first
+        if self.most_logged + n_more > images.n_drained + images.n_most:
+            n_more = self._count_waiting(listed)
+            self.most_logged = self._n_images()
+            if self.most_logged + n_more > images.n_drained + images.n_most:
+                self._drain()
+        self._run("protect_rows_of_cut", 8 * (end - first), listed)
+        self.most_logged += n_more
+        if self.most_logged > images.n_drained + images.n_kept:
+            self.most_logged = self._n_images()
+            if self.most_logged > images.n_drained + images.n_kept:
+                self._drain()
 
-    def _launch_protect(self, rows: int, n: int, n_at: int) -> None:
-        self.launcher.run(
-            "protect_rows_of_cut",
-            8 * n,
-            table=self.storage.view,
-            cut=self.view,
-            rows=rows,
-            n=n,
-            n_at=n_at,
-        )
+    def _run(self, kernel: str, n_threads: int, listed: dict[str, int], **more: int) -> None:
+        fields = {"table": self.storage.view, "cut": self.view}
+        self.launcher.run(kernel, n_threads, **fields, **listed, **more)
 
-    def _drain(self, n: int) -> None:
-        """Make room for n images."""
-        at = self.view + 8 * list(self._names).index("n_images")
+    def _count_waiting(self, listed: dict[str, int]) -> int:
+        """Return how many rows of a list are still to be read or logged; waits."""
+        count = self.launcher.scratch("rows waiting", 8)
+        self.launcher.queue.fill(count, 0, 8)
+        self._run("count_waiting_rows", listed["end"] - listed["first"], listed, count=count)
+        return self._number(count)
+
+    def _n_images(self) -> int:
+        """Return how many images were made; waits."""
+        return self._number(self.view + 8 * list(self._names).index("n_images"))
+
+    def _number(self, address: int) -> int:
         value = np.empty(1, np.uint64)
-        self.launcher.queue.download(at, value)
-        self.most_logged = int(value[0])
-        if self.most_logged + n > self.images.n_drained + self.images.capacity:
-            self.images.drain(self.most_logged - self.images.n_drained)
-            self.write_view(self.most_logged)
+        self.launcher.queue.download(address, value)
+        return int(value[0])
+
+    def _drain(self) -> None:
+        """Write all images in memory to the file."""
+        self.images.drain(self.most_logged - self.images.n_drained)
+        self.write_view(self.most_logged)
 
     def freeze_metas(self) -> None:
         """Copy the records of all rows, before all of them change."""

@@ -42,9 +42,23 @@ EMB_DEVICE void protect_row(const RowTile& tile, const TableView& t, CutView* cu
   cut->image_of[row] = static_cast<uint32_t>(number);
 }
 
-EMB_DEVICE void protect_rows(const TableView& t, CutView* cut, const uint32_t* rows, uint64_t n) {
+// Items of a list that ends where the host says, or earlier, where a kernel has left its length.
+EMB_DEVICE Share listed_range(uint64_t first, uint64_t end, const uint64_t* n_at) {
+  return Share{first, n_at != nullptr && *n_at < end ? *n_at : end};
+}
+
+EMB_DEVICE void protect_rows(const TableView& t, CutView* cut, const uint32_t* rows, const Share& range) {
   const RowTile tile = RowTile::here();
-  for (uint64_t i = tile.number(); i < n; i += RowTile::count()) protect_row(tile, t, cut, rows[i]);
+  for (uint64_t i = range.first + tile.number(); i < range.end; i += RowTile::count())
+    protect_row(tile, t, cut, rows[i]);
+}
+
+// How many of the rows are still to be read or logged.
+EMB_DEVICE void count_waiting(const CutView& cut, const uint32_t* rows, const Share& range, uint64_t* count) {
+  uint32_t n = 0;
+  for (uint64_t i = range.first + grid_thread(); i < range.end; i += grid_threads())
+    n += rows[i] < cut.n_ids && has_bit(cut.waiting[rows[i] / kWordRows], rows[i] % kWordRows);
+  count_up(count, n);
 }
 
 EMB_DEVICE void freeze_metas(const TableView& t, const CutView& cut, Meta* out) {
