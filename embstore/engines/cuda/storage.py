@@ -26,7 +26,7 @@ LINE_CELLS = 10
 FIRST_LINES = 8
 MOST_ROWS = 0xC0000000 - 3  # kMaxRows of core/types.h
 MOST_LOAD, GROWN_LOAD = 0.8, 0.5  # of the index: when it grows, and afterwards
-MOST_CHUNKS = 1 << 16
+FIRST_CHUNKS = 16  # that there are addresses for
 
 
 def round_up(n: int, unit: int) -> int:
@@ -128,7 +128,7 @@ class Storage:
         self._descriptor = alloc(8 * len(self._names))
         self._counters = alloc(self.counters_bytes)
         launcher.queue.fill(self._counters.address, 0, self.counters_bytes)
-        self._chunk_table = alloc(2 * 8 * MOST_CHUNKS)
+        self._chunk_table = alloc(2 * 8 * FIRST_CHUNKS)
         self._default_row = alloc(4 * spec.dim)
         default = spec.default_values()
         launcher.queue.upload(
@@ -209,8 +209,6 @@ class Storage:
             "is_stochastic": config["rounding"] == native.ROUNDINGS["stochastic"],
             "n_slots": self._derived["n_slots"],
             **self.shape._asdict(),
-            "row_chunks": self._chunk_table.address,
-            "meta_chunks": self._chunk_table.address + 8 * MOST_CHUNKS,
             "default_row": self._default_row.address,
             **self.hash_fields,
             "init_kind": config["init_kind"],
@@ -245,7 +243,10 @@ class Storage:
     def write_descriptor(self) -> None:
         """Write the descriptor anew, in the queue's order."""
         tracked = self.spec.track_changes
+        chunks = self._chunk_table
         fields = self._fields | {
+            "row_chunks": chunks.address,
+            "meta_chunks": chunks.address + chunks.n_bytes // 2,
             "live": self._side["live"].address,
             "dirty": self._side["dirty"].address if tracked else 0,
             "free_rows": self._side["free_rows"].address,
@@ -305,13 +306,14 @@ class Storage:
             self._row_chunks.append(rows)
             self._meta_chunks.append(metas)
             self._chunk_rows.append(n_new)
-        addresses = np.zeros((2, len(self._row_chunks)), np.uint64)
-        addresses[0] = [memory.address for memory in self._row_chunks]
-        addresses[1] = [memory.address for memory in self._meta_chunks]
-        queue.upload(self._chunk_table.address, np.ascontiguousarray(addresses[0]))
-        queue.upload(
-            self._chunk_table.address + 8 * MOST_CHUNKS, np.ascontiguousarray(addresses[1])
+        if 2 * 8 * len(self._row_chunks) > self._chunk_table.n_bytes:
+            self._chunk_table = queue.alloc(2 * self._chunk_table.n_bytes)
+        halves = (self._row_chunks, self._chunk_table.address), (
+            self._meta_chunks,
+            self._chunk_table.address + self._chunk_table.n_bytes // 2,
         )
+        for chunks, at in halves:
+            queue.upload(at, np.array([memory.address for memory in chunks], np.uint64))
 
     def _grow_side(self, n_rows: int) -> None:
         """Move bitmaps and free ids into memory for n rows; new bits are zero."""
@@ -480,7 +482,7 @@ def plan(spec: TableSpec, n_rows: int, n_candidates: int) -> PlanReport:
     fixed = (
         rows_bytes(shape, capacity, side_rows_for(capacity), spec.track_changes)
         + N_PARTITIONS * spec.bloom_bytes
-        + 2 * 8 * MOST_CHUNKS
+        + 2 * 8 * FIRST_CHUNKS
         + 4 * spec.dim
         + log_bytes
     )

@@ -9,38 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from embstore.engines.cuda.batch import Distinct
 from embstore.engines.cuda.launch import Launcher
 from embstore.engines.cuda.order import SortBy, sort
+from embstore.engines.native import ON_NONFINITE
 
 COUNTS = ("n_wanted", "n_dropped", "n_stale", "n_nonfinite", "first_bad")  # UpdateCounts
 BLOCK = 32  # core/reduce.h
 TILE = 8
-POOL_SUM = 0
-ALLOW = 2  # of on_nonfinite
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The distinct keys of a call, and what became of them: addresses by their numbers.
-
-    Parameters
-    ----------
-    n
-        Positions, fewer than 2^32.
-    n_unique
-        Where the device keeps how many distinct keys there are, uint64.
-    keys, status, rows
-        (n_unique,) uint64, uint8 and uint32.
-    inverse
-        (n,) uint32: the number of the key of each position.
-    """
-
-    n: int
-    n_unique: int
-    keys: int
-    inverse: int
-    status: int
-    rows: int
+POOL_SUM = 0  # core/pooling.h
 
 
 @dataclass(frozen=True)
@@ -110,7 +87,7 @@ class Step:
     has_row_sums
         Whether the optimizer sums along rows: RowWiseAdagrad, or any with clip_norm.
     on_nonfinite
-        0 raise: nothing is changed if any sum is not finite; 1 skip; 2 allow.
+        Of native.ON_NONFINITE. With "raise" nothing is changed if any sum is not finite.
     """
 
     lr: float
@@ -127,7 +104,7 @@ def lanes_shift(dim: int) -> int:
     return min(5, (-(-dim // 4) - 1).bit_length())
 
 
-def group(launcher: Launcher, batch: Batch) -> Runs:
+def group(launcher: Launcher, batch: Distinct) -> Runs:
     """Sort the positions of a batch by key."""
     order = launcher.scratch("run order", 4 * batch.n)
     starts = launcher.scratch("run starts", 4 * (batch.n + 1))
@@ -181,9 +158,7 @@ def add_up(
     finite are marked and counted.
     """
     shift = lanes_shift(view.dim)
-    levels = []  # that a run may need
-    while runs.n > BLOCK ** (len(levels) + 1):
-        levels.append(len(levels) + 1)
+    levels = range(1, 1 + sum(runs.n > BLOCK**level for level in range(1, 8)))  # a run may need
     n_partials = sum(2 * (runs.n // BLOCK**level) for level in levels)
     partials = launcher.scratch("partial sums", 4 * view.dim * n_partials)
     sums = launcher.scratch("gradient sums", 4 * view.dim * (runs.n // 2))
@@ -212,7 +187,7 @@ class Sums:
 def sum_up(
     launcher: Launcher,
     table: int,
-    batch: Batch,
+    batch: Distinct,
     parts: Sequence[Part],
     dim: int,
     on_nonfinite: int,
@@ -239,12 +214,14 @@ def sum_up(
     )
     runs = group(launcher, batch)
     view = gradient_view(launcher, parts, dim)
-    checked = {} if on_nonfinite == ALLOW else {"is_bad": is_bad, "counts": counts}
+    checked = {}
+    if on_nonfinite != ON_NONFINITE["allow"]:
+        checked = {"is_bad": is_bad, "counts": counts}
     sums = add_up(launcher, view, runs, batch.rows, **checked)
     return Sums(view, runs, sums, is_bad, counts)
 
 
-def update(launcher: Launcher, table: int, batch: Batch, summed: Sums, dim: int, how: Step) -> None:
+def update(launcher: Launcher, table: int, batch: Distinct, summed: Sums, dim: int, how: Step) -> None:
     """Train the rows of a batch by its sums, unless one is not finite and that is an error."""
     scalars = launcher.scratch("update scalars", 64)
     launcher.run(
@@ -297,7 +274,7 @@ class Vectors:
     index: int
 
 
-def last_values(launcher: Launcher, batch: Batch, values: int) -> Vectors:
+def last_values(launcher: Launcher, batch: Distinct, values: int) -> Vectors:
     """Return the value of the last position of each key; `values` is (n, dim)."""
     last = launcher.scratch("last positions", 4 * batch.n)
     launcher.queue.fill(last, 0, 4 * batch.n)
@@ -305,7 +282,7 @@ def last_values(launcher: Launcher, batch: Batch, values: int) -> Vectors:
     return Vectors(values, last)
 
 
-def added_values(launcher: Launcher, table: int, batch: Batch, values: int, dim: int) -> Vectors:
+def added_values(launcher: Launcher, table: int, batch: Distinct, values: int, dim: int) -> Vectors:
     """Return the row of each key, or what it would be born as, plus its `values`, (n, dim)."""
     runs = group(launcher, batch)
     sums = add_up(launcher, View(dim, base=values), runs)
@@ -319,7 +296,7 @@ def added_values(launcher: Launcher, table: int, batch: Batch, values: int, dim:
     return Vectors(results, 0)
 
 
-def check(launcher: Launcher, batch: Batch, vectors: Vectors, dim: int) -> int:
+def check(launcher: Launcher, batch: Distinct, vectors: Vectors, dim: int) -> int:
     """Return the address of a uint64 that becomes 1 if any vector is not finite, otherwise 0."""
     has_bad = launcher.scratch("has bad", 8)
     launcher.queue.fill(has_bad, 0, 8)
@@ -331,7 +308,7 @@ def check(launcher: Launcher, batch: Batch, vectors: Vectors, dim: int) -> int:
 
 
 def assign(
-    launcher: Launcher, table: int, batch: Batch, vectors: Vectors, dim: int, step: int
+    launcher: Launcher, table: int, batch: Distinct, vectors: Vectors, dim: int, step: int
 ) -> None:
     """Write vectors into the rows of a batch; keys without a row are left out."""
     shift = lanes_shift(dim)

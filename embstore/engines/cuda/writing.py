@@ -20,11 +20,10 @@ class CudaWriting(CudaInserting):
     def _apply(self, batch: JoinedBatch, step: int) -> ApplyReport:
         with self._writing():
             distinct = self._distinct_of(batch)
-            known = known_of(distinct)
             on_nonfinite = self._config["on_nonfinite"]
             parts = [self._grad_part(place, part) for place, part in enumerate(batch.parts)]
             sums = training.sum_up(
-                self._launcher, self._storage.view, known, parts, self._spec.dim, on_nonfinite
+                self._launcher, self._storage.view, distinct, parts, self._spec.dim, on_nonfinite
             )
             counts = training.counted(self._launcher, sums.counts)
             self._check_finite(distinct, counts)
@@ -41,7 +40,7 @@ class CudaWriting(CudaInserting):
                 self._has_row_sums,
                 on_nonfinite,
             )
-            training.update(self._launcher, self._storage.view, known, sums, self._spec.dim, how)
+            training.update(self._launcher, self._storage.view, distinct, sums, self._spec.dim, how)
         n_skipped = counts["n_nonfinite"] if self._spec.on_nonfinite == "skip" else 0
         return ApplyReport(
             counts["n_wanted"] - n_skipped, counts["n_dropped"], counts["n_stale"], n_skipped
@@ -98,21 +97,20 @@ class CudaWriting(CudaInserting):
         with self._writing():
             distinct = self._distinct(self._upload("keys", keys), None, n)
             distinct.look_up(self._launcher, view, ADMITS_ALL)
-            known = known_of(distinct)
             given = self._upload("assigned", values)
             if mode == "replace":
-                vectors = training.last_values(self._launcher, known, given)
+                vectors = training.last_values(self._launcher, distinct, given)
             else:
-                vectors = training.added_values(self._launcher, view, known, given, dim)
+                vectors = training.added_values(self._launcher, view, distinct, given, dim)
             if self._config["on_nonfinite"] == native.ON_NONFINITE["raise"]:
-                has_bad = training.check(self._launcher, known, vectors, dim)
+                has_bad = training.check(self._launcher, distinct, vectors, dim)
                 if self._word(has_bad):
                     raise NonFiniteError(f"{self._where}: assign: a value is not finite")
             self._advance_base(step)
             tally = self._insert(distinct, max(step, self._clock.step_base), has_counts=False)
             step = self._clamped(step)
             training.assign(
-                self._launcher, self._storage.view, known, vectors, dim, self._relative(step)
+                self._launcher, self._storage.view, distinct, vectors, dim, self._relative(step)
             )
             self._clock.saw(step)
         return AssignReport(tally["n_found"], tally["n_new_rows"], tally["n_refused"])
@@ -168,15 +166,3 @@ class CudaWriting(CudaInserting):
             weights=weights,
         )
         self._launcher.queue.download(out, part.rows)
-
-
-def known_of(distinct: Distinct) -> training.Batch:
-    """Return distinct keys as training takes them."""
-    return training.Batch(
-        distinct.n,
-        distinct.n_unique,
-        distinct.keys,
-        distinct.inverse,
-        distinct.status,
-        distinct.rows,
-    )
