@@ -189,9 +189,7 @@ class BuildNative(build_ext):
 HEADERS = [*files("include", ".h"), *files("src", ".h")]
 
 # What is shipped as data, because device code is compiled where the device is.
-DATA = {"embstore.include": "include"}
-if files("src/cuda", ".cu"):
-    DATA["embstore.cuda_src"] = "src/cuda"
+DATA = {"embstore.include": "include", "embstore.cuda_src": "src/cuda"}
 
 setup(
     packages=[*find_packages(include=["embstore", "embstore.*"]), *DATA],

@@ -1,8 +1,9 @@
 """Install embstore in every way, in clean environments, for each Python that this machine has.
 
 Each row of the matrix is a fresh virtual environment: `pip install .`, `pip install -e .`, the
-wheel or the sdist, with the oldest or the newest numpy. What was installed must find its headers,
-train, save and load a table, and answer `embstore --help`. A Python that is not there is reported.
+wheel or the sdist, with the oldest or the newest numpy. What was installed must find its headers
+and device sources, train, save and load a table, and answer `embstore --help`. A Python that is
+not there is reported.
 """
 
 import glob
@@ -26,8 +27,10 @@ OLDEST = {
 }
 CHECK = """
 import os, embstore, embstore.data
+from embstore.engines.kernels import installed_sources
 config = embstore.show_config(quiet=True)
 assert os.path.isfile(os.path.join(config["include"], "embstore", "embstore.h")), config
+assert installed_sources().units(), installed_sources()
 table = embstore.Table(dim=4, optimizer=embstore.SGD(lr=1.0))
 batch = table.find_or_insert([1, 2, 1], step=0)
 table.apply_gradients(batch, batch.rows * 0 + 1, step=1)

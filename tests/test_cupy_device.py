@@ -3,6 +3,7 @@
 import gc
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import fake_cupy
@@ -255,3 +256,58 @@ def test_the_device_of_a_number_is_the_same_one(fake):
         assert cupy_device.open_cupy_device(0).name == "cuda:0"
     finally:
         cupy_device.open_cupy_device.cache_clear()
+
+
+# What the installed CuPy does that this relies on; none of it needs a card.
+
+
+@pytest.fixture
+def cupy():
+    """CuPy itself."""
+    return pytest.importorskip("cupy", reason="CuPy is not installed: its own part is not tried")
+
+
+def test_cupy_passes_one_element_of_bytes_by_value(cupy):
+    """It refuses longer arrays before it asks for a context, which is what fails without a card."""
+    function = cupy.cuda.Function.__new__(cupy.cuda.Function)
+    fields = np.arange(4, dtype=np.uint64)
+    null = cupy.cuda.Stream.null
+    with pytest.raises(TypeError, match="of size one"):
+        function((1,), (1,), (fields,), stream=null)
+    if not cupy.cuda.is_available():
+        struct = fields.view(np.dtype((np.void, fields.nbytes)))
+        with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
+            function((1,), (1,), (struct,), stream=null)
+
+
+def test_cupy_makes_buffers_of_any_block_and_keeps_it(cupy):
+    class Block:
+        memory = np.zeros(64, np.uint8)
+        ptr, size = memory.ctypes.data, 64
+
+    block = Block()
+    alive = weakref.ref(block)
+    array = np.frombuffer(cupy.cuda.PinnedMemoryPointer(block, 0), np.uint8, 64)[:10]
+    array.fill(3)
+    del block
+    gc.collect()
+    assert alive() is not None
+    assert Block.memory[8:12].tolist() == [3, 3, 0, 0]
+    del array
+    gc.collect()
+    assert alive() is None
+
+
+def test_cupy_takes_the_number_of_a_stream(cupy):
+    stream = cupy.cuda.Stream.from_external(cupy_device.Handle(77))
+    assert stream.ptr == 77
+    del stream  # is not destroyed, for it is not CuPy's
+
+
+def test_cupy_has_what_the_device_calls(cupy):
+    fake = fake_cupy.FakeCupy()
+    for name in vars(fake.cuda.runtime):
+        assert hasattr(cupy.cuda.runtime, name), name
+    for name in vars(fake.cuda):
+        assert hasattr(cupy.cuda, name), name
+    assert hasattr(cupy.get_default_memory_pool(), "free_bytes")

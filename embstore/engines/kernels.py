@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -210,9 +209,7 @@ def cubins(arch: int, sources: Sources | None = None) -> dict[str, bytes]:
     """
     sources = sources or installed_sources()
     target, units = target_of(arch), sources.units()
-    with ThreadPoolExecutor(min(8, max(1, len(units)))) as pool:
-        made = pool.map(lambda unit: cubin_of(sources, unit, target), units)
-        return {unit.stem: cubin for unit, cubin in zip(units, made, strict=True)}
+    return {unit.stem: cubin_of(sources, unit, target) for unit in units}
 
 
 def resources_in(log: str) -> dict[str, Resources]:

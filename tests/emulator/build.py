@@ -13,10 +13,9 @@ HERE = Path(__file__).resolve().parent
 BUILT = ROOT / "build" / "emulator"
 FLAGS = (
     *("-DEMB_EMULATED", "-Iinclude", "-Itests/emulator", "-std=c++17", "-O2", "-ffp-contract=off"),
-    *("-fno-strict-aliasing", "-fvisibility=hidden", "-fPIC", "-g1", "-Wall", "-Wextra"),
+    *("-fno-strict-aliasing", "-fvisibility=hidden", "-fPIC", "-g1", "-Wall", "-Wextra", "-Werror"),
 )
 OF_SANITIZER = {"thread": ("EMB_EMULATOR_TSAN",), "address": ("EMB_EMULATOR_ASAN",)}
-MISSING_FRAMES = ("-fno-omit-frame-pointer",)  # of a report
 
 
 def compiler():
@@ -34,7 +33,9 @@ def run(command):
 def read_sources(kernels):
     """Yield the name and bytes of every file that a build depends on."""
     of_emulator = (*HERE.glob("*.h"), *HERE.glob("*.cpp"))
-    for path in sorted({*(ROOT / "include").rglob("*.h"), *of_emulator, *kernels}):
+    rooms = ("core", "cuda")  # all that device code may include
+    headers = [p for room in rooms for p in (ROOT / "include" / "embstore" / room).rglob("*.h")]
+    for path in sorted({*headers, *of_emulator, *kernels}):
         yield path.as_posix(), path.read_bytes()
 
 
@@ -47,30 +48,44 @@ def key_of(kernels, flags, own_flags):
     return digest.hexdigest()[:32]
 
 
-def library(sanitize="", defines=(), sources=(), main=None):
-    """Return the path of a library of all kernels, built if it is not there.
+def library(
+    sanitize="",
+    defines=(),
+    sources=(),
+    with_engine=True,
+    only_sync_orders=False,
+    main=None,
+):
+    """Return the path of a library of emulated kernels, built if it is not there.
 
     Parameters
     ----------
     sanitize
-        As for ``-fsanitize=``: "thread" or "address,undefined". A process that loads the library needs
-        the sanitizer's own library preloaded.
+        As for ``-fsanitize=``: "thread" or "address,undefined". A process that loads the library
+        needs the sanitizer's own library preloaded.
     defines
         Macros for the kernels: "NAME" or "NAME=VALUE".
     sources
         Paths of further ``.cu`` files.
+    with_engine
+        Whether the kernels of src/cuda are in it.
+    only_sync_orders
+        With "thread": whether ballots and shuffles order no memory among the lanes of a tile, as
+        CUDA has it, so that a missing ``Tile.sync`` shows between them.
     main
         The path of a C++ file with a ``main``: the result is a program.
 
     Any number of processes may call it at once.
     """
-    of_kernels = sorted((ROOT / "src" / "cuda").glob("*.cu"))
-    kernels = [*of_kernels, *(Path(p).resolve() for p in sources)]
+    of_engine = sorted((ROOT / "src" / "cuda").glob("*.cu")) if with_engine else []
+    kernels = [*of_engine, *(Path(p).resolve() for p in sources)]
     flags = [*FLAGS, *(f"-D{d}" for d in defines)]
     own_flags = list(FLAGS)  # the emulator itself is never instrumented
+    if only_sync_orders:
+        own_flags.append("-DEMB_EMULATOR_ONLY_SYNC_ORDERS")
     linked = ["-shared"]
     if sanitize:
-        flags += [f"-fsanitize={sanitize}", *MISSING_FRAMES]
+        flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"]
         linked += [f"-fsanitize={sanitize}"]
         for word in sanitize.split(","):
             own_flags += [f"-D{d}" for d in OF_SANITIZER.get(word, ())]

@@ -1,7 +1,8 @@
 """A device of the CUDA engine that a CPU emulates: memory of numpy, kernels of the emulator.
 
-Memory is filled with garbage when it is given and has red zones on both sides, which are checked when it
-is given back: what was wrong stands in `EmulatedDevice.violations`, and a test asserts that it is empty.
+Memory is filled with garbage when it is given and has red zones on both sides, which are checked
+when it is given back; it then lies in quarantine for a while, in which nobody may write to it. What
+was wrong stands in `EmulatedDevice.violations`, and a test asserts that it is empty.
 """
 
 import collections
@@ -20,7 +21,9 @@ from .build import library
 
 GARBAGE = 0xA5
 RED = 0x5C
+FREED = 0xDD
 RED_BYTES = 256
+QUARANTINE_BYTES = 16 << 20
 ALIGNMENT = 256
 
 
@@ -38,7 +41,8 @@ class Emulator:
 
     def launch(self, kernel, n_blocks, args, seed=0):
         """Run a kernel to its end; raise RuntimeError with what went wrong."""
-        args = np.ascontiguousarray(args, dtype=np.uint64)
+        args = np.ascontiguousarray(args)
+        assert args.dtype == np.uint64, f"arguments are uint64, not {args.dtype}"
         text = ctypes.create_string_buffer(4096)
         name = kernel.encode()
         at = args.ctypes.data
@@ -63,6 +67,7 @@ class Allocations:
     def __init__(self):
         self.violations = []
         self._n_bytes = {}  # by address
+        self._quarantine = collections.deque()
         self._lock = threading.RLock()  # a finalizer may run inside any call
 
     def add(self, address, n_bytes):
@@ -73,9 +78,20 @@ class Allocations:
         """Forget memory that is given back, and look at its red zones."""
         with self._lock:
             del self._n_bytes[whole.ctypes.data + begin]
-        fault = fault_of(whole, begin, n_bytes)
-        if fault is not None:
-            self.violations.append(fault)
+            fault = fault_of(whole, begin, n_bytes)
+            if fault is not None:
+                self.violations.append(fault)
+            whole[:] = FREED
+            self._quarantine.append(whole)
+            self.release(QUARANTINE_BYTES)
+
+    def release(self, n_bytes=0):
+        """Let all but `n_bytes` leave the quarantine, and look whether it was written to."""
+        with self._lock:
+            while sum(len(whole) for whole in self._quarantine) > n_bytes:
+                whole = self._quarantine.popleft()
+                if (whole != FREED).any():
+                    self.violations.append(f"{len(whole)} bytes were written after they were freed")
 
     def require(self, address, n_bytes):
         """Raise AssertionError unless the bytes lie in one allocation."""
@@ -119,8 +135,14 @@ class EmulatedMemory:
         weakref.finalize(self, allocations.remove, self._whole, self._begin, n_bytes)
 
     @property
+    def __array_interface__(self):
+        data = (self.address, False)
+        return {"version": 3, "shape": (self.n_bytes,), "typestr": "|u1", "data": data}
+
+    @property
     def array(self):
-        return self._whole[self._begin : self._begin + self.n_bytes]
+        """The bytes; what is made of it keeps the memory."""
+        return np.asarray(self)
 
     def check(self):
         """Raise AssertionError if a red zone was written to."""
@@ -150,9 +172,7 @@ class EmulatedArray:
 
     def numpy(self):
         """The array itself, as the host sees it: no copy."""
-        view = self.memory.array.view(self.dtype).reshape(self.shape)
-        weakref.finalize(view, lambda memory: None, self.memory)  # lives as long as the view
-        return view
+        return self.memory.array.view(self.dtype).reshape(self.shape)
 
 
 class EmulatedEvent:
@@ -216,8 +236,8 @@ class EmulatedDevice:
     Parameters
     ----------
     seed
-        0 runs threads in order, fast; any other makes each launch an interleaving of its own, and the
-        launches of two devices of one seed alike.
+        0 runs threads in order, fast; any other makes each launch an interleaving of its own, and
+        the launches of two devices of one seed alike.
     max_blocks
         The most blocks of a launch: few, so that kernels stride.
     memory_bytes

@@ -5,14 +5,14 @@
 //    Other seeds: several blocks at once; the seed chooses when to switch, and to whom.
 // 3. A failed launch is left where it stands: its fibers are forgotten and the text goes to the caller.
 // 4. Nothing here is instrumented. Under ThreadSanitizer each thread of a launch has a fiber, and each block its
-//    memory, to itself; lanes are ordered by `release` and `acquire` on one tag per generation of a meeting.
+//    memory, to itself; lanes are ordered by `release` and `acquire` on one tag per generation of a meeting. With
+//    EMB_EMULATOR_ONLY_SYNC_ORDERS ballots and shuffles order nothing, which is all that CUDA promises of them.
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <mutex>
-#include <vector>
 
 #include "embstore/cuda/simt.h"
 #include "fibers.h"
@@ -30,11 +30,17 @@ constexpr uint32_t kThreads = 256;           // of a block
 constexpr uint32_t kSharedBytes = 48 << 10;  // of a block: what every card has
 constexpr uint32_t kMaxSites = 1024;
 constexpr uint32_t kMaxResident = 4;
-constexpr uint32_t kMaxTsanThreads = 6000;  // ThreadSanitizer knows some 8000
-constexpr uint32_t kMaxSaid = 24;           // threads, in a message
+constexpr uint32_t kMaxBlocks = 24;  // of a launch under ThreadSanitizer, which knows some 8000 threads
+constexpr uint32_t kMaxFibers = kMaxBlocks * kThreads;
+constexpr uint32_t kMaxSaid = 24;  // threads, in a message
 constexpr uint64_t kFastBudget = 512;
 constexpr uint64_t kFastLimit = 300 * 1000 * 1000;
 constexpr uint64_t kSeededLimit = 50 * 1000 * 1000;
+#if defined(EMB_EMULATOR_ONLY_SYNC_ORDERS)
+constexpr bool kOnlySyncOrders = true;
+#else
+constexpr bool kOnlySyncOrders = false;
+#endif
 const char* const kNames[] = {"", "sync", "ballot", "shfl", "barrier"};
 
 enum class State : uint8_t { kUnstarted, kRunnable, kWaiting, kEnded };
@@ -74,6 +80,23 @@ struct Block {
   alignas(16) unsigned char shared[kSharedBytes];
 };
 
+// Of fixed size: no allocation that a sanitizer would see. Used as a stack, or as a ring.
+template <class T, uint32_t capacity>
+struct List {
+  T items[capacity];
+  uint32_t begin, n;
+  T& operator[](uint64_t i) { return items[(begin + i) % capacity]; }
+  void push(T x) { (*this)[n++] = x; }
+  T pop_last() { return (*this)[--n]; }
+  T pop_first() {
+    T x = items[begin];
+    begin = (begin + 1) % capacity;
+    --n;
+    return x;
+  }
+  void clear() { begin = n = 0; }
+};
+
 struct Kernel {
   const char* name;
   void (*run)(const void*);
@@ -104,11 +127,13 @@ std::mutex door;
 Launch launch;
 Thread* current;
 Fiber main_fiber;
-std::vector<Fiber*> fibers, free_fibers, spent_fibers;
-std::vector<Block*> blocks;  // that this launch uses: all that it began under ThreadSanitizer, or the resident
-std::vector<Block*> spare_blocks;
-std::vector<Thread*> runnable;  // seed 0: a queue from queue_head on; else a bag
-uint64_t queue_head;
+Fiber fibers[kMaxFibers];
+List<Fiber*, kMaxFibers> free_fibers;
+List<Fiber*, kMaxFibers> spent_fibers;  // under ThreadSanitizer: free after the launch
+List<Block*, kMaxBlocks> blocks;        // of this launch: the resident, or all under ThreadSanitizer
+List<Block*, kMaxBlocks> spare_blocks;
+List<Thread*, 2 * kMaxResident * kThreads> runnable;  // seed 0: a queue; else a bag
+uint32_t n_fibers;
 char message[4096];
 uint64_t launch_tag, end_tag;
 
@@ -140,6 +165,7 @@ void say(const char* format, ...) {
 
 [[noreturn]] void abandon() {
   launch.has_failed = true;
+  release(&end_tag);
   switch_fibers(current->fiber, &main_fiber);
   abort();  // a forgotten fiber is never resumed
 }
@@ -160,24 +186,36 @@ void say_tile(const Block& block, uint32_t first, uint32_t n_lanes) {
   say("]");
 }
 
-// Tiles that gather, with all of their lanes, and who waits at a barrier or runs.
+// The threads of a block in one state, neighbours in one word, but those of tiles that gather.
+void say_others(const Block& block, State state, uint32_t* n_said) {
+  const auto belongs = [&](uint32_t i) {
+    const Thread& t = block.threads[i];
+    return t.state == state && (state != State::kWaiting || t.at == Meeting::kBarrier);
+  };
+  for (uint32_t i = 0; i < kThreads; ++i) {
+    if (!belongs(i) || ++*n_said > kMaxSaid) continue;
+    uint32_t last = i;
+    while (last + 1 < kThreads && belongs(last + 1)) ++last;
+    say_thread(block.threads[i]);
+    if (last != i) say(" (to t%u)", last);
+    i = last;
+  }
+}
+
+// Tiles that gather, with all of their lanes, then who waits at a barrier, then who runs.
 void say_who_waits() {
   uint32_t n_said = 0;
-  for (const Block* block : blocks) {
-    bool is_said[kThreads] = {};
+  for (uint32_t b = 0; b < blocks.n; ++b) {
+    const Block& block = *blocks[b];
     for (uint32_t log_lanes = 1; log_lanes < 6; ++log_lanes) {
       for (uint32_t first = 0; first < kThreads; first += 1u << log_lanes) {
-        if (block->records[log_lanes][first].arrived == 0 || n_said >= kMaxSaid) continue;
-        say_tile(*block, first, 1u << log_lanes);
+        if (block.records[log_lanes][first].arrived == 0 || n_said > kMaxSaid) continue;
+        say_tile(block, first, 1u << log_lanes);
         n_said += 1u << log_lanes;
-        for (uint32_t lane = first; lane < first + (1u << log_lanes); ++lane) is_said[lane] = true;
       }
     }
-    for (const Thread& t : block->threads) {
-      const bool is_alive = t.state == State::kWaiting || t.state == State::kRunnable;
-      if (!is_alive || is_said[t.index]) continue;
-      if (++n_said <= kMaxSaid) say_thread(t);
-    }
+    say_others(block, State::kWaiting, &n_said);
+    say_others(block, State::kRunnable, &n_said);
   }
   if (n_said > kMaxSaid) say(" and others");
 }
@@ -202,28 +240,24 @@ void begin_block(Block* block) {
     t.fiber = nullptr;
     t.state = State::kUnstarted;
     t.is_slow = is_seeded() && random_below(8) == 0;
-    if (is_seeded()) runnable.push_back(&t);
+    if (is_seeded()) runnable.push(&t);
   }
 }
 
-// Memory for one more block of this launch.
-Block* add_block() {
-  Block* block;
-  if (spare_blocks.empty()) {
-    block = static_cast<Block*>(aligned_alloc(64, (sizeof(Block) + 63) / 64 * 64));
-    for (auto& row : block->records)
-      for (Record& record : row) record = Record{};
-    block->barrier_generation = 0;
-    for (uint32_t i = 0; i < kThreads; ++i) {
-      block->threads[i].block = block;
-      block->threads[i].index = i;
-    }
-  } else {
-    block = spare_blocks.back();
-    spare_blocks.pop_back();
+Block* new_block() {
+  void* const all = mmap(nullptr, sizeof(Block), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (all == MAP_FAILED) return nullptr;
+  Block* const block = static_cast<Block*>(all);  // zeroed
+  for (uint32_t i = 0; i < kThreads; ++i) {
+    block->threads[i].block = block;
+    block->threads[i].index = i;
   }
-  blocks.push_back(block);
   return block;
+}
+
+Block* add_block() {
+  blocks.push(spare_blocks.pop_last());
+  return blocks[blocks.n - 1];
 }
 
 void end_block(Block* block) {
@@ -231,47 +265,42 @@ void end_block(Block* block) {
   begin_block(kTsan ? add_block() : block);
 }
 
-Fiber* take_fiber() {
-  if (free_fibers.empty()) {
-    Fiber* const fiber = new_fiber(static_cast<uint32_t>(fibers.size()), &fiber_main);
-    if (fiber == nullptr) {
-      say("no memory for one more fiber");
-      abandon();
-    }
-    fibers.push_back(fiber);
-    return fiber;
+// Makes what a launch may need before any of its fibers runs: what a fiber allocated, ThreadSanitizer would call its
+// own.
+bool make_room(uint32_t n_blocks) {
+  const uint32_t most = is_seeded() ? kMaxResident : 1;
+  const uint32_t n_wanted = kTsan || n_blocks < most ? n_blocks : most;
+  while (spare_blocks.n < n_wanted) {
+    Block* const block = new_block();
+    if (block == nullptr) return false;
+    spare_blocks.push(block);
   }
-  Fiber* const fiber = free_fibers.back();
-  free_fibers.pop_back();
-  return fiber;
+  for (; n_fibers < n_wanted * kThreads; ++n_fibers) {
+    if (!make(&fibers[n_fibers], n_fibers, &fiber_main)) return false;
+    free_fibers.push(&fibers[n_fibers]);
+  }
+  return true;
 }
 
 // --- the scheduler ---
 
 Thread* pick_in_order() {
-  Block* const block = blocks.back();
+  Block* const block = blocks[blocks.n - 1];
   const bool has_unstarted = block->next_unstarted < kThreads;
-  const bool has_runnable = queue_head < runnable.size();
-  if (has_runnable && !(has_unstarted && launch.prefer_unstarted != 0)) {
-    Thread* const next = runnable[queue_head++];
-    if (queue_head == runnable.size() || queue_head >= 4096) {
-      runnable.erase(runnable.begin(), runnable.begin() + static_cast<int64_t>(queue_head));
-      queue_head = 0;
-    }
-    return next;
-  }
+  const bool has_runnable = runnable.n != 0;
+  if (has_runnable && !(has_unstarted && launch.prefer_unstarted != 0)) return runnable.pop_first();
   if (!has_unstarted) return nullptr;
   if (launch.prefer_unstarted != 0) --launch.prefer_unstarted;
   return &block->threads[block->next_unstarted++];
 }
 
 Thread* pick_by_chance() {
-  if (runnable.empty()) return nullptr;
-  uint64_t at = random_below(runnable.size());
-  if (runnable[at]->is_slow && random_below(16) != 0) at = random_below(runnable.size());
+  if (runnable.n == 0) return nullptr;
+  uint64_t at = random_below(runnable.n);
+  if (runnable[at]->is_slow && random_below(16) != 0) at = random_below(runnable.n);
   Thread* const next = runnable[at];
-  runnable[at] = runnable.back();
-  runnable.pop_back();
+  Thread* const last = runnable.pop_last();
+  if (next != last) runnable[at] = last;
   return next;
 }
 
@@ -279,8 +308,8 @@ Thread* pick_by_chance() {
 Thread* pick() {
   Thread* const next = is_seeded() ? pick_by_chance() : pick_in_order();
   if (next != nullptr) return next;
-  for (const Block* block : blocks)
-    if (block->n_live != 0) fail_with_all("deadlock:");
+  for (uint32_t b = 0; b < blocks.n; ++b)
+    if (blocks[b]->n_live != 0) fail_with_all("deadlock:");
   return nullptr;
 }
 
@@ -292,7 +321,7 @@ void enter(Thread* next) {
 
 // Goes on as another thread; returns when this one's turn comes.
 void switch_to(Fiber* from, Thread* next) {
-  if (next->fiber == nullptr) next->fiber = take_fiber();
+  if (next->fiber == nullptr) next->fiber = free_fibers.pop_last();
   enter(next);
   if (next->fiber != from) switch_fibers(from, next->fiber);
 }
@@ -304,7 +333,7 @@ void wait(Thread* me) {
 
 void wake(Thread* t) {
   t->state = State::kRunnable;
-  runnable.push_back(t);
+  runnable.push(t);
 }
 
 uint64_t next_budget() {
@@ -315,9 +344,9 @@ uint64_t next_budget() {
     case 1:
       return 1 + random_below(4);
     case 2:
-      return 1 + random_below(16);
+      return 1 + random_below(8);
     default:
-      return 1ull << random_below(8);
+      return random_below(2) == 0 ? 1 : 1ull << random_below(8);
   }
 }
 
@@ -352,7 +381,7 @@ void fiber_main() {
       enter(next);
       continue;
     }
-    (kTsan ? spent_fibers : free_fibers).push_back(fiber);
+    (kTsan ? spent_fibers : free_fibers).push(fiber);
     if (next == nullptr)
       switch_fibers(fiber, &main_fiber);
     else
@@ -378,12 +407,12 @@ void end_meeting(Block* block, Record* record, uint32_t first, uint32_t n_lanes,
 void forget_all() {
   free_fibers.clear();
   spent_fibers.clear();
-  for (Fiber* fiber : fibers) {
-    reset(fiber, &fiber_main);
-    free_fibers.push_back(fiber);
+  for (uint32_t i = 0; i < n_fibers; ++i) {
+    reset(&fibers[i], &fiber_main);
+    free_fibers.push(&fibers[i]);
   }
-  for (Block* block : blocks)
-    for (auto& row : block->records)
+  for (uint32_t b = 0; b < blocks.n; ++b)
+    for (auto& row : blocks[b]->records)
       for (Record& record : row) record.arrived = 0;
 }
 
@@ -401,12 +430,9 @@ void run_all(uint32_t n_blocks) {
   switch_to(&main_fiber, pick());
   acquire(&end_tag);
   if (launch.has_failed) forget_all();
-  free_fibers.insert(free_fibers.end(), spent_fibers.begin(), spent_fibers.end());
-  spent_fibers.clear();
-  spare_blocks.insert(spare_blocks.end(), blocks.begin(), blocks.end());
-  blocks.clear();
+  while (spent_fibers.n != 0) free_fibers.push(spent_fibers.pop_last());
+  while (blocks.n != 0) spare_blocks.push(blocks.pop_last());
   runnable.clear();
-  queue_head = 0;
 }
 
 const Kernel* find_kernel(const char* name) {
@@ -427,13 +453,14 @@ void launch_checked(const char* name, uint32_t n_blocks, const void* args, uint6
     return say("%s takes %llu bytes of arguments; %llu were given", name,
                static_cast<unsigned long long>(kernel->args_bytes), static_cast<unsigned long long>(args_bytes));
   if (n_blocks == 0) return say("%s: a launch of no blocks", name);
-  if (kTsan && n_blocks > kMaxTsanThreads / kThreads)
+  if (kTsan && n_blocks > kMaxBlocks)
     return say("%s: %u blocks are more threads than ThreadSanitizer knows", name, n_blocks);
   launch = Launch{};
   launch.kernel = kernel;
   launch.args = args;
   launch.seed = launch.random = seed;
   launch.limit = own_limit != 0 ? own_limit : seed != 0 ? kSeededLimit : kFastLimit;
+  if (!make_room(n_blocks)) return say("no memory for the fibers and blocks of a launch");
   run_all(n_blocks);
 }
 
@@ -459,7 +486,7 @@ void ask_scheduler() {
   budget = launch.granted = next_budget();
   if (launch.steps > launch.limit) fail_with_all("livelock: no thread ends:");
   launch.prefer_unstarted = 32;  // whom a spinning thread may wait for
-  runnable.push_back(me);
+  runnable.push(me);
   Thread* const next = pick();
   if (next == me) return;
   switch_to(me->fiber, next);
@@ -487,12 +514,13 @@ uint64_t meet(Meeting what, uint32_t log_lanes, uint64_t value, uint32_t from) {
   me->at = what;
   record->arrived |= 1u << (me->index - first);
   uint64_t* const tag = &block->tags[log_lanes][first][record->generation & 1];
-  release(tag);
+  const bool is_ordering = what == Meeting::kSync || !kOnlySyncOrders;
+  if (is_ordering) release(tag);
   if (record->arrived == static_cast<uint32_t>((1ull << n_lanes) - 1))
     end_meeting(block, record, first, n_lanes, me);
   else
     wait(me);
-  acquire(tag);
+  if (is_ordering) acquire(tag);
   return me->result;
 }
 
@@ -515,7 +543,7 @@ void* shared(uint32_t* site, uint64_t n_bytes, const char* name) {
   if (*site == 0) {
     if (n_sites + 1 == kMaxSites) fail("more declarations of shared memory than the emulator counts");
     block->site_offsets[*site = ++n_sites] = 0;
-    for (Block* other : blocks) other->site_offsets[n_sites] = 0;
+    for (uint32_t b = 0; b < blocks.n; ++b) blocks[b]->site_offsets[n_sites] = 0;
   }
   uint32_t* const offset = &block->site_offsets[*site];
   if (*offset == 0) {

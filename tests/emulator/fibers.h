@@ -104,18 +104,17 @@ static inline void reset(Fiber* fiber, void (*entry)()) {
 #endif
 }
 
-// Returns a fiber with a stack above a page that may not be touched; null without memory.
-static inline Fiber* new_fiber(uint32_t number, void (*entry)()) {
+// Gives a fiber a stack, above a page that may not be touched. Returns whether there was memory.
+static inline bool make(Fiber* fiber, uint32_t number, void (*entry)()) {
   const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   void* const all =
       mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (all == MAP_FAILED) return nullptr;
+  if (all == MAP_FAILED) return false;
   mprotect(all, page, PROT_NONE);
-  Fiber* const fiber = new Fiber;
   fiber->stack = static_cast<char*>(all) + page;
   fiber->number = number;
   reset(fiber, entry);
-  return fiber;
+  return true;
 }
 
 // Makes `fiber` stand for the OS thread that runs now.

@@ -113,6 +113,78 @@ EMB_KERNEL(sample_publish_without_release, ClaimArgs) {
   }
 }
 
+enum class Between { kNothing, kBallot, kSync };
+
+// The lanes of the first tile write a row, its first lane says so; the last tile reads the row.
+template <Between between>
+EMB_DEVICE void publish_by_tile(const ClaimArgs& a) {
+  const Tile<8> tile = Tile<8>::here();
+  if (tile.number() == 0) {
+    a.n_claims[tile.lane()] = 42;
+    if (between == Between::kSync) tile.sync();
+    if (between == Between::kBallot) tile.ballot(true);
+    if (tile.lane() == 0) store_release(&a.cells[0], uint64_t{1});
+  } else if (tile.number() == Tile<8>::count() - 1) {
+    while (tile.lane() == 0 && load_acquire(&a.cells[0]) == 0) {
+    }
+    tile.sync();
+    if (a.n_claims[tile.lane()] != 42) fetch_add(&a.cells[1], uint64_t{1});
+  }
+}
+
+EMB_KERNEL(sample_publish_by_tile, ClaimArgs) { publish_by_tile<Between::kSync>(a); }
+EMB_KERNEL(sample_publish_by_tile_with_ballot, ClaimArgs) { publish_by_tile<Between::kBallot>(a); }
+EMB_KERNEL(sample_publish_by_tile_without_sync, ClaimArgs) { publish_by_tile<Between::kNothing>(a); }
+
+// All lanes of each tile but the last wait, at collectives, for a word of the last thread of the block.
+EMB_KERNEL(sample_wait_by_ballot, ClaimArgs) {
+  const Tile<8> tile = Tile<8>::here();
+  if (block_thread() / 8 == kBlockThreads / 8 - 1) {
+    if (tile.lane() == 7) store_release(&a.cells[block_number()], uint64_t{1});
+  } else {
+    while (!tile.any(load_acquire(&a.cells[block_number()]) != 0)) {
+    }
+    if (tile.lane() == 0) fetch_add(&a.n_claims[0], uint64_t{1});
+  }
+}
+
+// Each operation on a word, alone: out[i] is what it returned, and out[16 + i] what it left.
+template <class T>
+EMB_DEVICE void all_words(const ScanArgs& a, T* words) {
+  if (grid_thread() != 0) return;
+  for (uint32_t i = 0; i < 9; ++i) words[i] = static_cast<T>(a.in[0]);
+  const T x = static_cast<T>(a.in[1]);
+  a.out[0] = compare_swap(&words[0], static_cast<T>(a.in[0]), x);
+  a.out[1] = compare_swap(&words[1], static_cast<T>(a.in[0] + 1), x);
+  a.out[2] = fetch_add(&words[2], x);
+  a.out[3] = fetch_or(&words[3], x);
+  a.out[4] = fetch_and(&words[4], x);
+  a.out[5] = fetch_min(&words[5], x);
+  a.out[6] = fetch_max(&words[6], x);
+  a.out[7] = exchange(&words[7], x);
+  store_relaxed(&words[8], load_relaxed(&words[8]) + 1);
+  store_release(&words[8], load_acquire(&words[8]) + 1);
+  for (uint32_t i = 0; i < 9; ++i) a.out[16 + i] = words[i];
+}
+
+EMB_KERNEL(sample_words_32, ScanArgs) {
+  EMB_SHARED(uint32_t, words, 16);
+  all_words(a, words);
+}
+
+EMB_KERNEL(sample_words_64, ScanArgs) {
+  EMB_SHARED(uint64_t, words, 16);
+  all_words(a, words);
+}
+
+// out[lane] of a tile: a float of the lane on its right, around the end; and the lowest bit of a ballot.
+EMB_KERNEL(sample_shfl, ScanArgs) {
+  const Tile<16> tile = Tile<16>::here();
+  const float x = tile.shfl(static_cast<float>(tile.lane()) + 0.5f, tile.lane() + 1);
+  const uint32_t all = tile.ballot(tile.lane() >= 3);
+  if (grid_thread() < a.n) a.out[grid_thread()] = static_cast<uint64_t>(x * 2.0f) * 100 + first_bit(all);
+}
+
 // A lock that the first lane of a tile takes for all of it.
 EMB_KERNEL(sample_lock, ClaimArgs) {
   const Tile<8> tile = Tile<8>::here();
@@ -132,7 +204,7 @@ EMB_KERNEL(sample_early_exit, ScanArgs) {
   const Tile<8> tile = Tile<8>::here();
   if (block_thread() == 3) return;
   const uint32_t all = tile.ballot(true);
-  if (tile.lane() == 0) a.out[0] = all;
+  if (block_thread() == 0) a.out[0] = all;
 }
 
 EMB_KERNEL(sample_two_collectives, ScanArgs) {

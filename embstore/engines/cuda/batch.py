@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from embstore.engines.cuda.device import Memory
 from embstore.engines.cuda.launch import Launcher
+from embstore.engines.cuda.order import scan
 
 if TYPE_CHECKING:
     from embstore.engines.cuda.engine import CudaEngine
@@ -134,17 +135,6 @@ class Distinct:
             n_unique=self.n_unique,
             cells=self.cells,
         )
-
-
-def scan(
-    launcher: Launcher, counts: int, n: int, out: int, total: int = 0, n_at: int = 0
-) -> None:
-    """Write the sums before each of n counts, uint32; `out` may be `counts`."""
-    sums = launcher.scratch("scan_sums", 8 * 4096)
-    launcher.run("scan_sums", n, counts=counts, n=n, n_at=n_at, sums=sums)
-    launcher.run(
-        "scan_write", n, counts=counts, n=n, n_at=n_at, sums=sums, out=out, total=total
-    )
 
 
 class CudaTicket:

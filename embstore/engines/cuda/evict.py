@@ -235,15 +235,16 @@ def select_for_room(
     batch: RowList,
     n: int,
     is_by_freq: bool,
+    n_at: int = 0,
 ) -> tuple[Selection, int]:
     """Return the n rows that make room, fewer where no more are eligible, and their number.
 
     They are the first by (score, key) that are neither pinned nor rows of the batch, among which
-    0xFFFFFFFF is none.
+    0xFFFFFFFF is none; `n_at` is where the device keeps their number, 0 is nowhere.
     """
     selection = Selection(launcher, table)
     selection.select_live()
-    selection.spare_rows(batch)
+    selection.spare_rows(batch, n_at)
     selection.spare_keys(pins)
     n_selected = selection.counts().n_selected
     if n < n_selected:
@@ -258,6 +259,8 @@ def remove(launcher: Launcher, table: DeviceTable, rows: RowList, is_erasure: bo
     """
     if rows.n == 0:
         return
+    if table.protect is not None:
+        table.protect(rows)
     cells = launcher.scratch("cells of rows", 8 * rows.n)
     fields = {"table": table.view, "rows": rows.address, "n": rows.n, "cells": cells}
     launcher.run("find_cells_of_rows", TILE * rows.n, **fields)

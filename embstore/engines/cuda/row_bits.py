@@ -1,5 +1,6 @@
 """Sets of rows on the device, a bit for each row id, and the lists that are made of them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,13 @@ from embstore.engines.cuda.launch import Launcher
 from embstore.engines.cuda.order import scan
 
 WORD_ROWS = 32
+
+
+class RowList(NamedTuple):
+    """Row ids on the device: the address of (n,) uint32."""
+
+    address: int
+    n: int
 
 
 class DeviceTable(NamedTuple):
@@ -23,19 +31,15 @@ class DeviceTable(NamedTuple):
         Row ids that were ever given out.
     n_lines : int
         Lines of the index.
+    protect : callable or None
+        Called with a list of rows before they leave the table; for snapshots.
     """
 
     view: int
     live: int
     n_ids: int
     n_lines: int
-
-
-class RowList(NamedTuple):
-    """Row ids on the device: the address of (n,) uint32."""
-
-    address: int
-    n: int
+    protect: Callable[[RowList], None] | None = None
 
 
 def set_bytes(n_rows: int) -> int:

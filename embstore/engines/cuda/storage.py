@@ -15,6 +15,7 @@ from embstore.engines import kernels, native
 from embstore.engines.cuda.device import Device, Memory
 from embstore.engines.cuda.launch import Launcher, packed
 from embstore.engines.spec import N_PARTITIONS, TableSpec
+from embstore.engines.types import PlanReport
 from embstore.errors import OutOfMemoryError
 
 CHUNK_BYTES = 64 << 20  # of rows
@@ -424,3 +425,21 @@ def rows_bytes(shape: RowShape, capacity: int, side_rows: int, has_log: bool) ->
     """Return the bytes of rows, records, bitmaps and free ids."""
     n_bits = 2 if has_log else 1
     return capacity * (shape.row_bytes + META_BYTES) + side_rows * 4 + n_bits * side_rows // 8
+
+
+def plan(spec: TableSpec, n_rows: int, n_candidates: int) -> PlanReport:
+    """Return the bytes at rest, and at the peak of the last growth, of rows and candidates."""
+    shape = row_shape(spec)
+    capacity = shape.capacity_for(n_rows)
+    log_bytes = 8 if spec.track_changes else 0
+    fixed = (
+        rows_bytes(shape, capacity, side_rows_for(capacity), spec.track_changes)
+        + N_PARTITIONS * spec.bloom_bytes
+        + 2 * 8 * MOST_CHUNKS
+        + 4 * spec.dim
+        + log_bytes
+    )
+    n_cells = n_rows + n_candidates
+    resting = lines_for(n_cells) * LINE_BYTES
+    grown = int(lines_for(n_cells) * GROWN_LOAD / MOST_LOAD) * LINE_BYTES
+    return PlanReport(fixed + resting, fixed + resting + grown)
