@@ -37,9 +37,7 @@ def digits_of(kind: SortBy, n_bits: int) -> tuple[tuple[int, int], ...]:
     return KEY_DIGITS if kind is SortBy.KEY else (*KEY_DIGITS, PARTITION_DIGIT)
 
 
-def scan(
-    launcher: Launcher, counts: int, n: int, out: int, total: int = 0, n_at: int = 0
-) -> None:
+def scan(launcher: Launcher, counts: int, n: int, out: int, total: int = 0, n_at: int = 0) -> None:
     """Write the sum of all uint32 `counts` before each; `out` may be `counts`.
 
     Parameters

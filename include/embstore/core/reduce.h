@@ -1,7 +1,7 @@
 // The two fixed orders of summation; they make every sum the same bits on every engine and thread count.
 //
 // 1. Duplicates: blocks of 32 added left to right, block sums reduced by the same rule. Three walks of that one order:
-//    BlockSum, row by row; ColumnSums, the same for a few columns in variables; block_width, for who adds blocks apart.
+//    BlockSum, row by row; ColumnSums, the same for a few columns in variables; block_depth, for who adds blocks apart.
 // 2. Along a row: 16 partial sums, column j into partial j mod 16, then a balanced tree.
 #ifndef EMBSTORE_CORE_REDUCE_H_
 #define EMBSTORE_CORE_REDUCE_H_
@@ -107,12 +107,12 @@ EMB_FN void column_sums_add(ColumnSums<kColumns>* s, uint64_t index, const float
   }
 }
 
-// Rule 1 from above: the sum of n rows is that of their blocks of this many, 32^k, added left to right; each block's is
-// that of the blocks of 32^(k - 1) within it, and so on.
-EMB_FN uint64_t block_width(uint64_t n) {
-  uint64_t width = 1;
-  while ((n - 1) / width >= kReduceBlock) width *= kReduceBlock;
-  return width;
+// Rule 1 from above: the sum of n >= 1 rows is that of their blocks of 32^depth, added left to right; a block's is that
+// of the blocks of 32^(depth - 1) within it, and so on.
+EMB_FN uint32_t block_depth(uint64_t n) {
+  uint32_t depth = 0;
+  for (uint64_t last = n - 1; last >= kReduceBlock; last /= kReduceBlock) ++depth;
+  return depth;
 }
 
 }  // namespace embstore

@@ -86,6 +86,35 @@ EMB_DEVICE void store_values(Dtype dtype, char* values, uint32_t column, const Q
     if (i < n) halves[i] = narrow(dtype, q.x[i]);
 }
 
+// Threads that take rows together and never meet: 2^shift neighbours share a row, and take its quads in turn.
+struct QuadWalk {
+  uint64_t first;    // row of the work
+  uint64_t stride;   // to the next
+  uint32_t column;   // of the first quad
+  uint32_t columns;  // to the next
+};
+
+EMB_DEVICE QuadWalk quad_walk(uint64_t shift) {
+  const uint32_t lane = block_thread() & ((1u << shift) - 1u);
+  return QuadWalk{grid_thread() >> shift, grid_threads() >> shift, 4 * lane, 4u << shift};
+}
+
+EMB_DEVICE void add_quad(Quad* sum, const Quad& x) {
+  for (uint32_t i = 0; i < 4; ++i) sum->x[i] = sum->x[i] + x.x[i];
+}
+
+EMB_DEVICE Quad scaled_quad(const Quad& x, float by) {
+  return Quad{{x.x[0] * by, x.x[1] * by, x.x[2] * by, x.x[3] * by}};
+}
+
+EMB_DEVICE Quad divided_quad(const Quad& x, float by) {
+  return Quad{{x.x[0] / by, x.x[1] / by, x.x[2] / by, x.x[3] / by}};
+}
+
+EMB_DEVICE bool is_finite_quad(const Quad& q) {
+  return is_finite(q.x[0]) && is_finite(q.x[1]) && is_finite(q.x[2]) && is_finite(q.x[3]);
+}
+
 // The initial values of four columns.
 EMB_DEVICE Quad initial_quad(const TableView& t, uint64_t key, uint32_t column) {
   Quad q;
