@@ -232,7 +232,7 @@ class CardTable:
 
 
 def random_table(card, shape, n_live, n_ids=None, seed=0, base=0, n_steps=8, n_lines=None):
-    """Return a table of random rows: edge keys among them, ties in step and freq, holes in the ids."""
+    """Return a table of random rows: edge keys, ties in step and freq, holes in the ids."""
     random = np.random.default_rng(seed)
     n_ids = n_live if n_ids is None else n_ids
     keys = random.integers(-(2**63), 2**63, n_live, np.int64)
