@@ -171,6 +171,15 @@ def test_pinned_keys_and_rows_of_a_batch_are_spared(card):
     selection.spare_keys(Keys(0, 0))
 
 
+def test_pins_beyond_the_range_count_for_nothing(card):
+    table = random_table(card, Shape(), 200, seed=2)
+    keys = table.metas()["key"].view(np.int64)[:200]
+    selection = Selection(card.launcher, table.device_table, 64)
+    selection.extend(program_of(table, StepEviction(0)), 2**40, 128)
+    selection.spare_keys(keys_of(card, [*keys[:64], *keys[128:], keys[70]]))
+    assert selection.counts() == (64, 63)
+
+
 @pytest.mark.parametrize("is_by_freq", [False, True])
 @pytest.mark.parametrize("n", [0, 1, 2, 99, 200, 249, 250])
 def test_keep_first(card, n, is_by_freq):
@@ -383,7 +392,9 @@ def test_candidates_expire(card, ttl):
     grain = max(1, ttl // 16)
     random = np.random.default_rng(ttl)
     latest, now = 2**18 + 5, 2**18 + 9
-    epochs = dict(enumerate(random.integers(latest - 30, latest + 1, 150).tolist(), 1000))
+    some = random.integers(latest - 30, latest + 1, 150)
+    some[:3] = now - 2**18, latest - 2**18 + 1, latest  # 18 bits are kept of an epoch
+    epochs = dict(enumerate(some.tolist(), 1000))
     for key, epoch in epochs.items():
         table.place(key, candidate_word(key % 7, epoch))
     card.queue.upload(table.at["lines"], table.lines)
