@@ -83,3 +83,15 @@ def small_blocks(monkeypatch):
     """Make blocks and files so small that little tables have many."""
     monkeypatch.setattr("embstore.checkpoint.writer.BLOCK_BYTES", 400)
     monkeypatch.setattr("embstore.checkpoint.writer.FILE_BYTES", 4000)
+
+
+@pytest.fixture
+def emulated_device(monkeypatch):
+    """The device behind ``device="cuda"``: one that a CPU emulates."""
+    from emulator.device import EmulatedDevice
+
+    from embstore.engines.cuda import status
+
+    device = EmulatedDevice()
+    monkeypatch.setattr(status, "PROVIDER", lambda name: device)
+    return device

@@ -22,3 +22,14 @@ struct ListRowsArgs {
 };
 
 EMB_KERNEL(list_rows_of_words, ListRowsArgs) { list_rows(a.set, RowRange{a.first_row, a.end_row}, a.places, a.rows); }
+
+struct JoinSetsArgs {
+  const uint32_t* other;
+  uint64_t n;  // words
+  uint32_t* set;
+};
+
+// Adds the rows of another set.
+EMB_KERNEL(join_sets, JoinSetsArgs) {
+  for (uint64_t i = grid_thread(); i < a.n; i += grid_threads()) a.set[i] |= a.other[i];
+}

@@ -12,14 +12,20 @@ struct PrepareUpdateArgs {
   double beta1_power;
   double beta2_power;
   UpdateScalars* scalars;
-  UpdateCounts* counts;
 };
 
 // The constants of one call, and its counts cleared. By one thread.
 EMB_KERNEL(prepare_update, PrepareUpdateArgs) {
   if (grid_thread() != 0) return;
   *a.scalars = update_scalars(optimizer_of(*a.table), a.lr, a.beta1_power, a.beta2_power);
-  *a.counts = UpdateCounts{0, 0, 0, 0, 0xFFFFFFFFFFFFFFFFull};
+}
+
+struct ClearCountsArgs {
+  UpdateCounts* counts;
+};
+
+EMB_KERNEL(clear_update_counts, ClearCountsArgs) {
+  if (grid_thread() == 0) *a.counts = UpdateCounts{0, 0, 0, 0, 0xFFFFFFFFFFFFFFFFull};
 }
 
 struct ResolveRowsArgs {

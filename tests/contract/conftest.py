@@ -1,14 +1,26 @@
-"""The contract runs once for each engine: `make_table` makes tables on it, and closes them."""
+"""The contract runs once for each engine: `make_table` makes tables on it, and closes them.
+
+The CUDA engine runs on a device that a CPU emulates; see tests/emulator.
+"""
+
+import gc
 
 import pytest
 
 import embstore as es
 
 
-@pytest.fixture(params=["cpu"])
-def engine(request):
+@pytest.fixture(params=["cpu", "cuda"])
+def engine(request, monkeypatch):
     """The device of the tables under test."""
-    return request.param
+    if request.param == "cuda":
+        device = request.getfixturevalue("emulated_device")
+        yield request.param
+        gc.collect()
+        device.allocations.release()
+        assert device.violations == []
+    else:
+        yield request.param
 
 
 @pytest.fixture

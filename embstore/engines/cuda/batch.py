@@ -10,7 +10,7 @@ from embstore.engines.cuda.launch import Launcher
 from embstore.engines.cuda.order import scan
 
 if TYPE_CHECKING:
-    from embstore.engines.cuda.engine import CudaEngine
+    from embstore.engines.cuda.core import CudaCore
 
 MOST_KEYS = 2**32 - 2  # of a batch: positions are numbered in 32 bits, and one number means none
 
@@ -60,7 +60,14 @@ class Distinct:
             launcher.queue.fill(self.occurrences, 0, 8 * n)
         launcher.queue.fill(slots, 0xFF, 4 * n_slots)
         launcher.run(
-            "dedup_claim", n, keys=keys, n=n, slots=slots, mask=n_slots - 1, slot_of=slot_of, **hash_fields
+            "dedup_claim",
+            n,
+            keys=keys,
+            n=n,
+            slots=slots,
+            mask=n_slots - 1,
+            slot_of=slot_of,
+            **hash_fields,
         )
         launcher.run("dedup_flag", n, n=n, slots=slots, slot_of=slot_of, is_first=numbers)
         scan(launcher, numbers, n, numbers, total=self.n_unique)
@@ -140,7 +147,7 @@ class Distinct:
 class CudaTicket:
     """What find_or_insert remembers of a batch; see `embstore.engines.engine.Ticket`."""
 
-    def __init__(self, engine: "CudaEngine", distinct: Distinct, n_clears: int) -> None:
+    def __init__(self, engine: "CudaCore", distinct: Distinct, n_clears: int) -> None:
         self.engine = engine
         self.distinct = distinct
         self.n_clears = n_clears

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from embstore.engines.cuda import transfer, upkeep
 from embstore.engines.cuda.batch import Distinct
-from embstore.engines.cuda.clock import Clock
-from embstore.engines.cuda.core import ADMITS_ALL
+from embstore.engines.cuda.core import ADMITS_ALL, CLOCK_NAMES, COUNTED_NAMES
 from embstore.engines.cuda.inserting import CudaInserting
 from embstore.engines.cuda.room import Budget
 from embstore.engines.cuda.row_bits import RowList
@@ -18,11 +17,6 @@ from embstore.engines.spec import N_PARTITIONS
 from embstore.engines.types import Candidates, Changes, Rows
 from embstore.errors import ArgumentError, CapacityError, InternalError
 
-CLOCK_NAMES = tuple(Clock.__dataclass_fields__)
-COUNTED_NAMES = (
-    *("n_inserted", "n_evicted", "n_erased", "n_refused", "n_candidates_expired"),
-    *("n_grads_dropped", "n_grads_stale", "n_nonfinite", "n_steps_clamped", "n_bloom_added"),
-)
 MOST_EPOCHS = (1 << 18) - 1  # that a candidate's cell tells apart
 
 
@@ -99,7 +93,9 @@ class CudaContent(CudaInserting):
         n_rows, n_cells = self._needed(tally)
         max_rows = self._spec.max_rows
         has_rows = max_rows is None or counters.n_live + n_rows <= max_rows
-        if not has_rows or not Budget(self._storage, counters, self._max_bytes).fits(n_rows, n_cells):
+        if not has_rows or not Budget(self._storage, counters, self._max_bytes).fits(
+            n_rows, n_cells
+        ):
             raise CapacityError(
                 f"{self._where}: import: {n_rows} new rows do not fit beside {counters.n_live}"
             )
@@ -113,9 +109,7 @@ class CudaContent(CudaInserting):
                 raise ArgumentError(
                     f"{where}: import_candidates: the table has no counter admission"
                 )
-            distinct = self._absent_born(
-                candidates.keys, "import_candidates: a key is given twice"
-            )
+            distinct = self._absent_born(candidates.keys, "import_candidates: a key is given twice")
             self._check_candidates(candidates, distinct)
             counters = self._counters()
             if not Budget(self._storage, counters, self._max_bytes).fits(0, n):
@@ -143,11 +137,6 @@ class CudaContent(CudaInserting):
         with self._entered():
             return self._state()
 
-    def _state(self) -> dict[str, Any]:
-        counted = self._counters().as_dict()
-        clock = {name: getattr(self._clock, name) for name in CLOCK_NAMES}
-        return clock | {name: counted[name] for name in COUNTED_NAMES}
-
     def set_state(self, state: dict[str, Any]) -> None:
         """Set ``es_state``, all fields of it."""
         with self._writing():
@@ -155,9 +144,7 @@ class CudaContent(CudaInserting):
             if step < 0 or base < 0 or base > step:
                 raise ArgumentError(f"{self._where}: a state's steps are out of order")
             if self._counters().n_live and base != self._clock.step_base:
-                raise ArgumentError(
-                    f"{self._where}: step_base is set before rows are imported"
-                )
+                raise ArgumentError(f"{self._where}: step_base is set before rows are imported")
             for name in CLOCK_NAMES:
                 setattr(self._clock, name, state[name])
             self._storage.upload_counters(**{name: state[name] for name in COUNTED_NAMES})
@@ -207,8 +194,7 @@ class CudaContent(CudaInserting):
     def reset_changes(self) -> None:
         """Begin a new change log."""
         with self._writing():
-            self._storage.take_log()
-            self._storage.upload_counters(n_log=0)
+            self._take_log()
 
     # ---- snapshots
 
@@ -218,9 +204,7 @@ class CudaContent(CudaInserting):
             if is_delta and not self._spec.track_changes:
                 raise ArgumentError(f"{self._where}: a delta needs track_changes")
             if self._snapshot is not None:
-                raise ArgumentError(
-                    f"{self._where}: another snapshot of this table is being saved"
-                )
+                raise ArgumentError(f"{self._where}: another snapshot of this table is being saved")
             snapshot = CudaSnapshot(self, is_delta, log_bytes, file)
-            self._snapshot = snapshot.state_of_cut
+            self._snapshot = snapshot.cut
             return snapshot

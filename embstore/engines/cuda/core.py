@@ -20,13 +20,28 @@ from embstore.engines.cuda.batch import MOST_KEYS, Distinct
 from embstore.engines.cuda.clock import BASE_KEPT, BASE_SPAN, Clock
 from embstore.engines.cuda.device import Device
 from embstore.engines.cuda.launch import Launcher
-from embstore.engines.cuda.storage import Counters, Storage
+from embstore.engines.cuda.row_bits import DeviceTable, RowList
+from embstore.engines.cuda.snapshot import Cut
+from embstore.engines.cuda.storage import Counters, Storage, TakenLog
+from embstore.engines.cuda.transfer import (
+    CandidateOrder,
+    ExportOrder,
+    RowColumns,
+    RowReader,
+    RowWriter,
+)
 from embstore.engines.engine import Part
 from embstore.engines.spec import TableSpec
+from embstore.engines.types import Rows
 from embstore.errors import ArgumentError, ClosedTableError
 
 ADMITS_BY_POLICY, ADMITS_ALL, ADMITS_NONE = range(3)
 TALLY_BYTES = 8 * len(kernels.struct_fields("Tally"))
+CLOCK_NAMES = tuple(Clock.__dataclass_fields__)
+COUNTED_NAMES = (
+    *("n_inserted", "n_evicted", "n_erased", "n_refused", "n_candidates_expired"),
+    *("n_grads_dropped", "n_grads_stale", "n_nonfinite", "n_steps_clamped", "n_bloom_added"),
+)
 DTYPE_NUMBERS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
 
 
@@ -51,6 +66,55 @@ class CudaCore:
         self._write_count = 0
         self._is_restoring = False
         self._tally = self._launcher.queue.alloc(TALLY_BYTES)
+        self._snapshot: Cut | None = None
+        self._evict_cursor = 0
+        self._evicted: list[Rows] = []
+        self._export_order, self._candidate_order = ExportOrder(), CandidateOrder()
+        columns = RowColumns(spec.dim, spec.stored_dtype, spec.slot_floats)
+        self._reader = RowReader(self._launcher, columns)
+        self._writer = RowWriter(self._launcher, columns)
+
+    @property
+    def _has_counter(self) -> bool:
+        return bool(self._config["admission_kind"] == 1)
+
+    @property
+    def _has_bloom(self) -> bool:
+        return bool(self._config["admission_kind"] == 2)
+
+    def _table(self) -> DeviceTable:
+        """Return the table as the steps of the engine see it, with the counters of now; waits."""
+        storage, n_ids = self._storage, self._counters().n_ids
+        return DeviceTable(
+            storage.view, storage.live_address, n_ids, storage.n_lines, self._protect_list
+        )
+
+    # ---- snapshots
+
+    def _protect(self, rows: int, n: int, n_at: int) -> None:
+        """Let a snapshot copy rows before they change: at most n, as many as stand at `n_at`."""
+        if self._snapshot is not None and n:
+            self._snapshot.protect(rows, n, n_at)
+
+    def _protect_list(self, rows: RowList) -> None:
+        self._protect(rows.address, rows.n, 0)
+
+    def _take_log(self) -> TakenLog:
+        """End the change log and begin a new one."""
+        taken = self._storage.take_log()
+        if self._spec.track_changes:
+            self._storage.upload_counters(n_log=0)
+        return taken
+
+    def _end_snapshot(self, cut: Cut, taken: TakenLog, n_removed: int, is_saved: bool) -> None:
+        """End a snapshot, whose cut took the change log with so many removed keys."""
+        if self._snapshot is cut:
+            self._snapshot = None
+        if is_saved or self._is_closed or not self._spec.track_changes:
+            return
+        n_log = self._counters().n_log
+        self._storage.put_log_back(taken, n_removed, n_log, has_rows=not cut.is_detached)
+        self._storage.upload_counters(n_log=n_log + n_removed)
 
     # ---- calls
 
@@ -73,8 +137,10 @@ class CudaCore:
         """Give the memory back, as soon as no other thread is inside a call."""
         with self._lock:
             self._is_closed = True
-            for name in ("_launcher", "_storage", "_tally"):
+            for name in ("_launcher", "_storage", "_tally", "_reader", "_writer"):
                 self.__dict__.pop(name, None)
+            self._export_order.drop()
+            self._candidate_order.drop()
 
     def __len__(self) -> int:
         with self._entered():
@@ -98,6 +164,11 @@ class CudaCore:
         value = np.empty(1, np.uint64)
         self._launcher.queue.download(address, value)
         return int(value[0])
+
+    def _state(self) -> dict[str, Any]:
+        counted = self._counters().as_dict()
+        clock = {name: getattr(self._clock, name) for name in CLOCK_NAMES}
+        return clock | {name: counted[name] for name in COUNTED_NAMES}
 
     # ---- steps
 
@@ -146,9 +217,7 @@ class CudaCore:
         """Return the addresses of all parts' keys and counts (0: ones), and the number of keys."""
         n = sum(part.n_keys for part in parts)
         if n > MOST_KEYS:
-            raise ArgumentError(
-                f"{self._where}: a batch has at most {MOST_KEYS} keys, got {n}"
-            )
+            raise ArgumentError(f"{self._where}: a batch has at most {MOST_KEYS} keys, got {n}")
         keys = self._launcher.scratch("keys", 8 * n)
         at = 0
         for part in parts:
@@ -179,10 +248,13 @@ class CudaCore:
             keys = np.empty(n_unique, np.int64)
             status = np.empty(n_unique, np.uint8)
             inverse = np.empty(distinct.n, np.uint32)
-            queue = self._launcher.queue
-            sources = (distinct.keys, distinct.status, distinct.inverse)
-            for source, out in zip(sources, (keys, status, inverse), strict=True):
-                if len(out):
-                    queue.download(source, out)
-                out.setflags(write=False)
-            return keys, status, inverse
+            self._fill(distinct.keys, keys)
+            self._fill(distinct.status, status)
+            self._fill(distinct.inverse, inverse)
+        return keys, status, inverse
+
+    def _fill(self, source: int, out: NDArray[Any]) -> None:
+        """Fill an array of the host, which users may not write to."""
+        if len(out):
+            self._launcher.queue.download(source, out)
+        out.setflags(write=False)

@@ -14,9 +14,9 @@ from embstore.engines.cuda.core import (
     CudaCore,
 )
 from embstore.engines.cuda.room import Budget, Needs, rows_to_remain
-from embstore.engines.cuda.storage import LINE_BYTES, lines_for
+from embstore.engines.cuda.row_bits import RowList
 from embstore.engines.engine import Keys, Part
-from embstore.errors import CapacityError
+from embstore.errors import CapacityError, OutOfMemoryError
 
 NO_CELL = 2**64 - 1
 
@@ -60,25 +60,32 @@ class CudaInserting(CudaCore):
 
     def _insert(self, distinct: Distinct, step: int, has_counts: bool) -> dict[str, int]:
         """Make room for the keys that are to be inserted, and make them; return the tally."""
-        launcher, storage = self._launcher, self._storage
-        distinct.tally(launcher, storage.view, self._tally.address, TALLY_BYTES)
-        tally, counters = self._download_tally(), self._counters()
-        n_rows = tally["n_new_rows"]
-        n_cells = n_rows - tally["n_ended_candidates"] + tally["n_new_candidates"]
-        victims = None
-        budget = Budget(storage, counters, self._max_bytes)
+        tally, counters = self._tallied(distinct), self._counters()
+        n_rows, n_cells = self._needed(tally)
+        victims = RowList(0, 0)
+        budget = Budget(self._storage, counters, self._max_bytes)
         max_rows = self._spec.max_rows
         fits = max_rows is None or n_rows <= max(0, max_rows - counters.n_live)
         if not (fits and budget.fits(n_rows, n_cells)):
-            victims, tally = self._make_room(distinct, budget)
-            n_rows = tally["n_new_rows"]
-            n_cells = n_rows - tally["n_ended_candidates"] + tally["n_new_candidates"]
-        n_victims = 0 if victims is None else victims[1]
-        self._reserve(distinct, n_rows, n_cells, n_victims)
-        if victims is not None:
-            self._remove_victims(victims)
+            victims = self._make_room(distinct, budget)
+            tally = self._tallied(distinct)
+            n_rows, n_cells = self._needed(tally)
+        self._reserve(distinct, n_rows, n_cells, victims.n)
+        self._remove_victims(victims)
+        self._protect(distinct.rows, distinct.n, distinct.n_unique)
         self._commit(distinct, step, has_counts)
         return tally
+
+    def _tallied(self, distinct: Distinct) -> dict[str, int]:
+        """Return what is to become of the keys, by the names of struct Tally; waits."""
+        distinct.tally(self._launcher, self._storage.view, self._tally.address, TALLY_BYTES)
+        return self._download_tally()
+
+    @staticmethod
+    def _needed(tally: dict[str, int]) -> tuple[int, int]:
+        """Return how many rows, and how many cells, a tally asks for."""
+        n_rows = tally["n_new_rows"]
+        return n_rows, n_rows - tally["n_ended_candidates"] + tally["n_new_candidates"]
 
     @property
     def _max_bytes(self) -> int | None:
@@ -94,14 +101,12 @@ class CudaInserting(CudaCore):
         has_counter = self._config["admission_kind"] == 1
         return Needs(status, cells != np.uint64(NO_CELL), has_counter)
 
-    def _make_room(
-        self, distinct: Distinct, budget: Budget
-    ) -> tuple[tuple[int, int] | None, dict[str, int]]:
+    def _make_room(self, distinct: Distinct, budget: Budget) -> RowList:
         """Refuse what does not fit, or choose the victims that make room, or raise."""
         needs = self._needs(distinct)
         n_live, on_full = self._numbers.n_live, self._spec.on_full
         limit = self._row_limit(needs, budget)
-        n_wanted, victims = needs.n_rows, None
+        n_wanted, victims = needs.n_rows, RowList(0, 0)
         has_too_many = n_wanted > max(0, limit - n_live)
         if has_too_many and on_full == "raise":
             raise CapacityError(
@@ -110,10 +115,9 @@ class CudaInserting(CudaCore):
             )
         if has_too_many and on_full == "evict":
             victims = self._choose_victims(distinct, rows_to_remain(limit, n_wanted))
-        n_victims = 0 if victims is None else victims[1]
         if has_too_many:
-            needs.refuse_rows_beyond(max(0, limit - (n_live - n_victims)))
-        prefix = budget.fitting_prefix(needs, n_victims)
+            needs.refuse_rows_beyond(max(0, limit - (n_live - victims.n)))
+        prefix = budget.fitting_prefix(needs, victims.n)
         if prefix < len(needs.missing) and on_full == "raise":
             raise CapacityError(
                 f"{self._where}: the batch does not fit into max_bytes = {budget.max_bytes}"
@@ -121,10 +125,7 @@ class CudaInserting(CudaCore):
         needs.refuse_from(prefix)
         self._launcher.queue.upload(distinct.status, needs.status)
         distinct.rank_again(self._launcher)
-        distinct.tally(
-            self._launcher, self._storage.view, self._tally.address, TALLY_BYTES
-        )
-        return victims, self._download_tally()
+        return victims
 
     def _row_limit(self, needs: Needs, budget: Budget) -> int:
         """Return the most live rows there may be, by max_rows and by what fits into max_bytes."""
@@ -134,11 +135,11 @@ class CudaInserting(CudaCore):
             limit = min(limit, self._numbers.n_live + int(needs.needs_row[:prefix].sum()))
         return limit
 
-    def _choose_victims(self, distinct: Distinct, target: int) -> tuple[int, int]:
-        """Return the list of the rows that go when `target` shall remain, and its length."""
+    def _choose_victims(self, distinct: Distinct, target: int) -> RowList:
+        """Return the rows that go when `target` shall remain."""
         raise NotImplementedError
 
-    def _remove_victims(self, victims: tuple[int, int]) -> None:
+    def _remove_victims(self, victims: RowList) -> None:
         raise NotImplementedError
 
     def _reserve(self, distinct: Distinct, n_rows: int, n_cells: int, n_victims: int) -> None:
@@ -170,9 +171,7 @@ class CudaInserting(CudaCore):
             ranks=distinct.ranks,
             step=self._relative(step),
         )
-        self._launcher.run(
-            "settle_insert", 1, table=self._storage.view, tally=self._tally.address
-        )
+        self._launcher.run("settle_insert", 1, table=self._storage.view, tally=self._tally.address)
 
     def _give_part(self, distinct: Distinct, first: int, part: Part) -> None:
         """Write the rows of a part, whose keys begin at position `first` of the batch."""
@@ -204,16 +203,9 @@ class CudaInserting(CudaCore):
             counters = self._counters()
             n_more = max(0, n_rows - counters.n_live)
             if not Budget(self._storage, counters, self._max_bytes).fits(n_more, n_more):
-                from embstore.errors import OutOfMemoryError
-
                 raise OutOfMemoryError(
                     f"{self._where}: reserve: {n_rows} rows do not fit into max_bytes"
                 )
             if self._storage.reserve_rows(counters.n_ids + max(0, n_more - counters.n_free)):
                 self._storage.write_descriptor()
             self._storage.reserve_cells(counters.n_live + counters.n_candidates + n_more)
-
-
-def resting_index_bytes(n_cells: int) -> int:
-    """Return the bytes of an index that holds so many cells."""
-    return lines_for(n_cells) * LINE_BYTES

@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.engines import native
-from embstore.engines.cuda import evict, transfer, upkeep
+from embstore.engines.cuda import evict as eviction
+from embstore.engines.cuda import transfer, upkeep
 from embstore.engines.cuda.batch import Distinct
 from embstore.engines.cuda.clock import candidate_grain, next_multiple
 from embstore.engines.cuda.core import CudaCore
@@ -36,8 +37,8 @@ class CudaRemoving(CudaCore):
             upkeep.halve_frequencies(self._launcher, self._table())
             clock.next_freq_halve = next_multiple(step, config["freq_halve_every"])
         if config["evict_every"] > 0 and step >= clock.next_evict:
-            program = evict.upload_program(self._launcher, config["predicates"])
-            call = evict.EvictCall(program, step, pins=(self._pin_keys(),))
+            program = eviction.upload_program(self._launcher, config["predicates"])
+            call = eviction.EvictCall(program, step, pins=(self._pin_keys(),))
             self._evict(call, self._config["collect_evicted"])
             clock.next_evict = next_multiple(step, config["evict_every"])
 
@@ -56,8 +57,8 @@ class CudaRemoving(CudaCore):
         with self._writing():
             self._pins = keys.copy()
 
-    def _pin_keys(self) -> evict.Keys:
-        return evict.Keys(self._upload("pins", self._pins), len(self._pins))
+    def _pin_keys(self) -> eviction.Keys:
+        return eviction.Keys(self._upload("pins", self._pins), len(self._pins))
 
     def evict(
         self,
@@ -72,9 +73,9 @@ class CudaRemoving(CudaCore):
     ) -> EvictReport:
         """Remove what the predicate selects."""
         with self._writing():
-            own = evict.Keys(self._upload("call_pins", pins), len(pins))
-            call = evict.EvictCall(
-                evict.upload_program(self._launcher, native.native_predicates(predicates)),
+            own = eviction.Keys(self._upload("call_pins", pins), len(pins))
+            call = eviction.EvictCall(
+                eviction.upload_program(self._launcher, native.native_predicates(predicates)),
                 step,
                 max_rows,
                 keep_at_least,
@@ -89,9 +90,9 @@ class CudaRemoving(CudaCore):
             done.n_scanned, done.n_selected, done.n_evicted, done.is_complete, rows=None
         )
 
-    def _evict(self, call: evict.EvictCall, collect: bool) -> evict.Evicted:
+    def _evict(self, call: eviction.EvictCall, collect: bool) -> eviction.Evicted:
         n_live = self._counters().n_live
-        done = evict.evict(
+        done = eviction.evict(
             self._launcher,
             self._table(),
             call,
@@ -121,10 +122,10 @@ class CudaRemoving(CudaCore):
         order = np.argsort(columns["keys"], kind="stable")
         return Rows(**{name: column[order] for name, column in columns.items()})
 
-    def _choose_victims(self, distinct: Distinct, target: int) -> tuple[int, int]:
-        """Return the list of the rows that go when `target` shall remain, and its length."""
+    def _choose_victims(self, distinct: Distinct, target: int) -> RowList:
+        """Return the rows that go when `target` shall remain."""
         n_live = self._numbers.n_live
-        selection, n = evict.select_for_room(
+        selection, n = eviction.select_for_room(
             self._launcher,
             self._table(),
             self._pin_keys(),
@@ -136,13 +137,12 @@ class CudaRemoving(CudaCore):
         rows = selection.rows(0, self._numbers.n_ids)
         if self._config["collect_evicted"]:
             self._reader.reserve(n)
-        return rows.address, n
+        return rows
 
-    def _remove_victims(self, victims: tuple[int, int]) -> None:
-        rows = RowList(*victims)
-        if self._config["collect_evicted"] and rows.n:
-            self._evicted.append(self._reader.read(self._table(), rows))
-        evict.remove(self._launcher, self._table(), rows)
+    def _remove_victims(self, victims: RowList) -> None:
+        if self._config["collect_evicted"] and victims.n:
+            self._evicted.append(self._reader.read(self._table(), victims))
+        eviction.remove(self._launcher, self._table(), victims)
 
     # ---- erase and clear
 
@@ -150,8 +150,8 @@ class CudaRemoving(CudaCore):
         """Remove rows and candidates; return how many rows."""
         with self._writing():
             self._counters()
-            given = evict.Keys(self._upload("keys", keys), len(keys))
-            return evict.erase(self._launcher, self._table(), given, self._reserve_removals)
+            given = eviction.Keys(self._upload("keys", keys), len(keys))
+            return eviction.erase(self._launcher, self._table(), given, self._reserve_removals)
 
     def clear(self) -> None:
         """Remove all rows, candidates and counts."""
@@ -169,7 +169,7 @@ class CudaRemoving(CudaCore):
 
     def _freeze_metas(self) -> None:
         if self._snapshot is not None and not self._snapshot.is_detached:
-            self._snapshot.cut.freeze_metas()
+            self._snapshot.freeze_metas()
 
     # ---- filter
 

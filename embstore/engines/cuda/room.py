@@ -27,14 +27,14 @@ class Needs:
     @property
     def needs_row(self) -> NDArray[np.bool_]:
         """Which of the missing keys are to be inserted."""
-        return self.status[self.missing] == INSERTED
+        return np.equal(self.status[self.missing], INSERTED)
 
     @property
     def needs_cell(self) -> NDArray[np.bool_]:
         """Which of the missing keys need a new cell of the index."""
         status = self.status[self.missing]
-        wants = (status == INSERTED) | ((status == PENDING) & self.has_counter)
-        return wants & ~self.has_cell[self.missing]
+        wants = np.equal(status, INSERTED) | (np.equal(status, PENDING) & self.has_counter)
+        return np.logical_and(wants, ~self.has_cell[self.missing])
 
     @property
     def n_rows(self) -> int:

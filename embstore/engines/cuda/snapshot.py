@@ -10,22 +10,22 @@
 
 import errno
 import os
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embstore import _core
 from embstore.engines import kernels
 from embstore.engines.cuda.device import Memory, PinnedMemory
 from embstore.engines.cuda.launch import packed
 from embstore.engines.cuda.storage import META_BYTES, Counters
-from embstore.engines.cuda.transfer import candidates_of, gone_keys, row_order
+from embstore.engines.cuda.transfer import CandidateOrder, FileOrder, deleted_keys, select_set
 from embstore.engines.types import Candidates
 from embstore.errors import ArgumentError, CheckpointError, ClosedTableError, OutOfMemoryError
 
 if TYPE_CHECKING:
-    from embstore.engines.cuda.engine import CudaEngine
+    from embstore.engines.cuda.core import CudaCore
 
 LEAST_IMAGES = 1024  # that the log has room for, however small it was asked to be
 
@@ -36,7 +36,7 @@ class RowImages:
     Image number i lies in memory at i - `n_drained`.
     """
 
-    def __init__(self, engine: "CudaEngine", n_images: int, image_bytes: int, file: int) -> None:
+    def __init__(self, engine: "CudaCore", n_images: int, image_bytes: int, file: int) -> None:
         self.image_bytes = image_bytes
         self.capacity = n_images
         self.n_drained = 0
@@ -78,7 +78,7 @@ class Cut:
     """What the device knows of a cut: CutView in its memory, and what it points to."""
 
     def __init__(
-        self, engine: "CudaEngine", n_ids: int, n_rows: int, log_bytes: int, file: int
+        self, engine: "CudaCore", n_ids: int, n_rows: int, log_bytes: int, file: int
     ) -> None:
         self.engine, self.n_ids = engine, n_ids
         self.launcher, self.storage = engine._launcher, engine._storage
@@ -95,6 +95,8 @@ class Cut:
         self.most_logged = 0  # images that may have been made
         self.step_base = engine._clock.step_base
         self.errno = 0
+        self.is_detached = False  # the rows are this snapshot's alone
+        self.side_bytes = 0  # of what else the snapshot holds
 
     @property
     def view(self) -> int:
@@ -105,7 +107,8 @@ class Cut:
     def n_bytes(self) -> int:
         """Bytes that the cut holds."""
         held = [self._view, self.waiting, self._image_of, self._frozen]
-        return sum(m.n_bytes for m in held if m is not None) + self.images.n_bytes
+        n_bytes = sum(m.n_bytes for m in held if m is not None)
+        return n_bytes + self.images.n_bytes + self.side_bytes
 
     def write_view(self, n_images: int) -> None:
         """Write the CutView anew."""
@@ -124,7 +127,7 @@ class Cut:
 
     def protect(self, rows: int, n: int, n_at: int) -> None:
         """Copy rows of a list into the log before they change; distinct ones, at most n."""
-        if self.errno:
+        if self.errno or self.is_detached:
             return
         try:
             for first in range(0, n, self.images.capacity):
@@ -164,7 +167,7 @@ class Cut:
 
     def freeze_metas(self) -> None:
         """Copy the records of all rows, before all of them change."""
-        if self.errno or self._frozen is not None:
+        if self.errno or self.is_detached or self._frozen is not None:
             return
         try:
             frozen = self.launcher.queue.alloc(META_BYTES * max(1, self.n_ids))
@@ -186,7 +189,7 @@ class Cut:
 class CudaSnapshot:
     """See `embstore.engines.engine.Snapshot`."""
 
-    def __init__(self, engine: "CudaEngine", is_delta: bool, log_bytes: int, file: int) -> None:
+    def __init__(self, engine: "CudaCore", is_delta: bool, log_bytes: int, file: int) -> None:
         """Cut the table, whose lock is held."""
         self._where = engine._where
         self._engine = engine
@@ -194,44 +197,50 @@ class CudaSnapshot:
         self._launcher, self._storage = engine._launcher, engine._storage
         self._spec = engine._spec
         self._has_ended = False
-        self._inside = threading.Condition(engine._lock)
         counters = engine._counters()
         self._n_live = counters.n_live
         self._state = engine._state()
-        self._is_delta = is_delta
         self._n_removed = counters.n_log
-        self._take_rows(counters, log_bytes, file)
-        self._candidates = candidates_of(engine, 0, 255) if engine._has_counter else None
-        self._deleted = gone_keys(engine, counters.n_log) if is_delta else np.empty(0, np.int64)
-        self._bloom: Memory | None = None
-        if engine._storage.bloom_bytes:
-            self._bloom = self._launcher.queue.alloc(engine._storage.bloom_bytes)
-            self._launcher.queue.copy(
-                self._bloom.address, engine._storage.bloom_address, engine._storage.bloom_bytes
+        self._take_rows(engine, counters, is_delta, (log_bytes, file))
+        self._candidates = self._take_candidates(engine)
+        self._deleted = np.empty(0, np.int64)
+        if is_delta:
+            self._deleted = deleted_keys(
+                self._launcher, engine._table(), self._storage.removed_address, counters.n_log
             )
-        self._n_read = 0
-        self._taken = engine._storage.take_log()  # the last that may fail
-        if self._spec.track_changes:
-            engine._storage.upload_counters(n_log=0)
-        self.is_detached = False
+        self._bloom = self._take_bloom()
+        self.cut.side_bytes = self._order.n_bytes + (self._bloom.n_bytes if self._bloom else 0)
+        self._taken = engine._take_log()  # the last that may fail
 
-    def _take_rows(self, counters: Counters, log_bytes: int, file: int) -> None:
+    def _take_rows(
+        self, engine: "CudaCore", counters: Counters, is_delta: bool, log: tuple[int, int]
+    ) -> None:
         """Fix which rows are of the cut, and their order."""
-        engine, storage = self._engine, self._storage
-        marks = storage.dirty_address if self._is_delta else 0
-        selected, n_rows = engine._evictor.select_set(storage.live_address, marks, counters.n_ids)
-        self.cut = Cut(engine, counters.n_ids, n_rows, log_bytes, file)
-        queue = self._launcher.queue
+        storage, table, queue = self._storage, engine._table(), self._launcher.queue
+        marks = storage.dirty_address if is_delta else 0
+        selected, n_rows = select_set(self._launcher, table, marks)
+        self.cut = Cut(engine, counters.n_ids, n_rows, *log)
         queue.copy(self.cut.waiting.address, selected, 4 * max(1, -(-counters.n_ids // 32)))
         self.cut.write_view(0)
-        self._order, self._counts = row_order(engine, selected, counters.n_ids, n_rows)
+        self._order = FileOrder()
+        self._order.put_rows(self._launcher, table, selected)
         self._n_rows = n_rows
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes that it holds."""
-        bloom = 0 if self._bloom is None else self._bloom.n_bytes
-        return self.cut.n_bytes + self._order.n_bytes + bloom
+    def _take_candidates(self, engine: "CudaCore") -> Candidates:
+        if not engine._has_counter:
+            none = np.empty(0, np.int64)
+            return Candidates(none, np.empty(0, np.uint32), none)
+        order = CandidateOrder()
+        order.prepare(self._launcher, engine._table(), 0)
+        return order.read(self._launcher, engine._table(), 0, 255)
+
+    def _take_bloom(self) -> Memory | None:
+        n_bytes = self._storage.bloom_bytes
+        if not n_bytes:
+            return None
+        memory = self._launcher.queue.alloc(n_bytes)
+        self._launcher.queue.copy(memory.address, self._storage.bloom_address, n_bytes)
+        return memory
 
     # ---- for the saving thread
 
@@ -259,7 +268,7 @@ class CudaSnapshot:
                 "error": self.cut.errno,
                 "n_rows": self._n_rows,
                 "n_live": self._n_live,
-                "n_candidates": 0 if self._candidates is None else len(self._candidates),
+                "n_candidates": len(self._candidates),
                 "n_deleted": len(self._deleted),
                 "n_in_file": self.cut.images.n_drained,
             }
@@ -273,16 +282,15 @@ class CudaSnapshot:
         """Return the rows to be read (or candidates) of each of the 256 partitions."""
         self._check_open()
         if not candidates:
-            return self._counts
-        from embstore import _core
-
-        keys = np.empty(0, np.int64) if self._candidates is None else self._candidates.keys
-        parts = _core.fixed_hash(keys) >> np.uint64(56)
+            return self._order.counts()
+        parts = _core.fixed_hash(self._candidates.keys) >> np.uint64(56)
         return np.bincount(parts.astype(np.int64), minlength=256).astype(np.uint64)
 
     def rows(
         self, first: int, n: int, n_threads: int
-    ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32], NDArray[np.uint32], NDArray[np.int64]]:
+    ) -> tuple[
+        NDArray[np.int64], NDArray[Any], NDArray[np.float32], NDArray[np.uint32], NDArray[np.int64]
+    ]:
         """Return rows [first, first + n) by (partition, key), each of which can be read once."""
         spec = self._spec
         keys, freq = np.empty(n, np.int64), np.empty(n, np.uint32)
@@ -311,14 +319,13 @@ class CudaSnapshot:
                 8 * n,
                 table=self._storage.view,
                 cut=self.cut.view,
-                rows=self._order.address + 4 * first,
+                rows=self._order.rows(0, 255).address + 4 * first,
                 n=n,
                 **at,
             )
             for name, array in outputs.items():
                 if array.nbytes:
                     self._launcher.queue.download(at[name], array)
-            self._n_read += n
         self._fill_drained(keys, values, slots, freq, step, elsewhere)
         return keys, values, slots, freq, step
 
@@ -356,11 +363,7 @@ class CudaSnapshot:
     ) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.int64]]:
         """Return keys, counts and epochs of candidates [first, first + n)."""
         self._check_open()
-        if self._candidates is None:
-            none = np.empty(0, np.int64)
-            return none, np.empty(0, np.uint32), none
-        part: Candidates = self._candidates
-        chosen = slice(first, first + n)
+        part, chosen = self._candidates, slice(first, first + n)
         return part.keys[chosen], part.counts[chosen], part.epochs[chosen]
 
     def bloom(self, partition: int) -> NDArray[np.uint8]:
@@ -379,7 +382,7 @@ class CudaSnapshot:
             if self._has_ended:
                 return
             self._has_ended = True
-            self._engine._end_snapshot(self, self._taken, self._n_removed, is_saved)
+            self._engine._end_snapshot(self.cut, self._taken, self._n_removed, is_saved)
 
     def __del__(self) -> None:
         if not getattr(self, "_has_ended", True):

@@ -81,6 +81,14 @@ def side_rows_for(capacity: int) -> int:
     return round_up(capacity + capacity // 2, 1024)
 
 
+class TakenLog(NamedTuple):
+    """A change log that ended: its set of rows, for so many ids, and its removed keys."""
+
+    dirty: Memory | None
+    n_rows: int
+    removed: Memory
+
+
 class Counters:
     """What kernels have counted, as last downloaded; names are those of struct Counters."""
 
@@ -124,7 +132,8 @@ class Storage:
         self._default_row = alloc(4 * spec.dim)
         default = spec.default_values()
         launcher.queue.upload(
-            self._default_row.address, np.zeros(spec.dim, np.float32) if default is None else default
+            self._default_row.address,
+            np.zeros(spec.dim, np.float32) if default is None else default,
         )
         self.bloom_bytes = N_PARTITIONS * spec.bloom_bytes
         self._bloom = alloc(max(self.bloom_bytes, 1))
@@ -134,6 +143,7 @@ class Storage:
         self._side_rows = 0
         self._removed = alloc(8)
         self._removed_capacity = 1
+        self._config = config
         self._derived = self._derive(config)
         self._fields = self._constants(config)
         self.reserve_rows(1)
@@ -225,7 +235,7 @@ class Storage:
             "counters": self._counters.address,
         }
 
-    def set_clock(self, step_base: int, candidate_epoch: int) -> None:
+    def set_clock(self, step_base: int | float, candidate_epoch: int | float) -> None:
         """Tell kernels the step base and the epoch of candidates."""
         old = self._fields["step_base"], self._fields["candidate_epoch"]
         if old != (step_base, candidate_epoch):
@@ -348,10 +358,33 @@ class Storage:
         """Address of the filter."""
         return self._bloom.address
 
-    def clear_dirty(self) -> None:
-        """Forget which rows were written."""
-        if self.spec.track_changes:
-            self.launcher.queue.fill(self.dirty_address, 0, self._side_rows // 8)
+    def take_log(self) -> TakenLog:
+        """End the change log and begin an empty one, but for the counter n_log."""
+        if not self.spec.track_changes:
+            return TakenLog(None, 0, self._removed)
+        n_bytes = self._side_rows // 8
+        fresh, removed = self.launcher.queue.alloc(n_bytes), self.launcher.queue.alloc(8)
+        self.launcher.queue.fill(fresh.address, 0, n_bytes)
+        taken = TakenLog(self._side["dirty"], self._side_rows, self._removed)
+        self._side["dirty"] = fresh
+        self._removed, self._removed_capacity = removed, 1
+        self.write_descriptor()
+        return taken
+
+    def put_log_back(self, taken: TakenLog, n_removed: int, n_log: int, has_rows: bool) -> None:
+        """Join a log that was taken, of so many removed keys, with the one since; rows are as then.
+
+        The caller sets the counter n_log to the sum.
+        """
+        queue = self.launcher.queue
+        self.reserve_removed(n_log + n_removed, n_log)
+        queue.copy(self.removed_address + 8 * n_log, taken.removed.address, 8 * n_removed)
+        if has_rows and taken.dirty is not None:
+            n_words = min(taken.n_rows, self._side_rows) // 32
+            self.launcher.run(
+                "join_sets", n_words, n=n_words, other=taken.dirty.address, set=self.dirty_address
+            )
+        self.write_descriptor()
 
     # ---- the index
 
@@ -377,7 +410,9 @@ class Storage:
             self.n_lines = n_old
             raise
         self.write_descriptor()
-        self.launcher.run("move_lines", 8 * n_old, table=self.view, **{"from": old.address}, n=n_old)
+        self.launcher.run(
+            "move_lines", 8 * n_old, table=self.view, **{"from": old.address}, n=n_old
+        )
 
     def clear(self) -> None:
         """Empty index, rows and filter; memory stays, but for the index."""
@@ -387,6 +422,16 @@ class Storage:
         if self.bloom_bytes:
             queue.fill(self.bloom_address, 0, self.bloom_bytes)
         self.write_descriptor()
+
+    def successor(self) -> "Storage":
+        """Return an empty storage that has this one's counters and change log, settled by a clear."""
+        fresh = Storage(self.spec, self.device, self.launcher, self._config)
+        queue = self.launcher.queue
+        queue.copy(fresh.counters_address, self.counters_address, self.counters_bytes)
+        fresh._removed, fresh._removed_capacity = self._removed, self._removed_capacity
+        fresh.set_clock(self._fields["step_base"], self._fields["candidate_epoch"])
+        fresh.write_descriptor()
+        return fresh
 
     # ---- bytes
 

@@ -198,34 +198,88 @@ def add_up(
     return sums
 
 
-def apply(
-    launcher: Launcher, table: int, batch: Batch, parts: Sequence[Part], dim: int, how: Step
-) -> int:
-    """Train the rows of a batch; return the address of what was counted, COUNTS as uint64.
+@dataclass(frozen=True)
+class Sums:
+    """The summed gradients of a batch, and where the rows are that they go to."""
 
-    `batch.rows` becomes where the rows are now. What was counted is good until the next call.
+    view: View
+    runs: Runs
+    sums: int
+    is_bad: int
+    counts: int
+
+
+def sum_up(
+    launcher: Launcher,
+    table: int,
+    batch: Batch,
+    parts: Sequence[Part],
+    dim: int,
+    on_nonfinite: int,
+) -> Sums:
+    """Find the rows of a batch anew, and sum the gradients of each key that has one.
+
+    `batch.rows` becomes where the rows are now. `counts` are COUNTS as uint64, good until the next
+    call. Nothing of the table changes.
     """
-    scalars = launcher.scratch("update scalars", 64)
     counts = launcher.scratch("update counts", 8 * len(COUNTS))
     is_bad = launcher.scratch("bad sums", 4 * batch.n)
-    for_lr = {"lr": how.lr, "beta1_power": how.beta1_power, "beta2_power": how.beta2_power}
-    launcher.run("prepare_update", 1, table=table, scalars=scalars, counts=counts, **for_lr)
-    keys = {"table": table, "keys": batch.keys, "n_unique": batch.n_unique}
-    keys |= {"targets": batch.rows, "is_bad": is_bad, "counts": counts}
-    launcher.run("resolve_rows", batch.n, status=batch.status, rows=batch.rows, **keys)
+    launcher.run("clear_update_counts", 1, counts=counts)
+    launcher.run(
+        "resolve_rows",
+        batch.n,
+        table=table,
+        keys=batch.keys,
+        n_unique=batch.n_unique,
+        status=batch.status,
+        rows=batch.rows,
+        targets=batch.rows,
+        is_bad=is_bad,
+        counts=counts,
+    )
     runs = group(launcher, batch)
     view = gradient_view(launcher, parts, dim)
-    checked = {} if how.on_nonfinite == ALLOW else {"is_bad": is_bad, "counts": counts}
+    checked = {} if on_nonfinite == ALLOW else {"is_bad": is_bad, "counts": counts}
     sums = add_up(launcher, view, runs, batch.rows, **checked)
+    return Sums(view, runs, sums, is_bad, counts)
+
+
+def update(launcher: Launcher, table: int, batch: Batch, summed: Sums, dim: int, how: Step) -> None:
+    """Train the rows of a batch by its sums, unless one is not finite and that is an error."""
+    scalars = launcher.scratch("update scalars", 64)
+    launcher.run(
+        "prepare_update",
+        1,
+        table=table,
+        scalars=scalars,
+        lr=how.lr,
+        beta1_power=how.beta1_power,
+        beta2_power=how.beta2_power,
+    )
     kernel, shift = "update_rows", lanes_shift(dim)
     if how.has_row_sums:
         kernel, shift = "update_rows_by_sums", 3
-    fields = keys | view.fields() | {"order": runs.order, "starts": runs.starts, "sums": sums}
-    fields |= {"scalars": scalars, "t": how.t, "step": how.step, "lanes_shift": shift}
-    launcher.run(kernel, batch.n << shift, on_nonfinite=how.on_nonfinite, **fields)
-    settled = {"table": table, "counts": counts, "on_nonfinite": how.on_nonfinite}
+    launcher.run(
+        kernel,
+        batch.n << shift,
+        table=table,
+        keys=batch.keys,
+        n_unique=batch.n_unique,
+        targets=batch.rows,
+        is_bad=summed.is_bad,
+        counts=summed.counts,
+        on_nonfinite=how.on_nonfinite,
+        **summed.view.fields(),
+        order=summed.runs.order,
+        starts=summed.runs.starts,
+        sums=summed.sums,
+        scalars=scalars,
+        t=how.t,
+        step=how.step,
+        lanes_shift=shift,
+    )
+    settled = {"table": table, "counts": summed.counts, "on_nonfinite": how.on_nonfinite}
     launcher.run("settle_update", 1, **settled)
-    return counts
 
 
 def counted(launcher: Launcher, counts: int) -> dict[str, int]:

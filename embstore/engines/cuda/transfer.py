@@ -226,6 +226,18 @@ class FileOrder:
         begin, end = int(self._offsets[first]), int(self._offsets[last + 1])
         return self._items.address + item_bytes * begin, end - begin
 
+    def put_rows(
+        self, launcher: Launcher, table: DeviceTable, bits: int, write_count: int = 0
+    ) -> None:
+        """Make it the rows of a set."""
+        rows = list_set(launcher, bits, 0, table.n_ids)
+        keys = keys_of_rows(launcher, table, rows)
+        self._set(launcher, keys, rows.address, rows.n, 4, write_count)
+
+    def rows(self, first: int, last: int) -> RowList:
+        """Return the rows of partitions [first, last]."""
+        return RowList(*self._range(first, last, 4))
+
 
 class ExportOrder(FileOrder):
     """The rows of a table in the order of files."""
@@ -234,13 +246,7 @@ class ExportOrder(FileOrder):
         """Sort all live rows, unless that is done."""
         if self._is_good(write_count):
             return
-        rows = list_set(launcher, table.live, 0, table.n_ids)
-        keys = keys_of_rows(launcher, table, rows)
-        self._set(launcher, keys, rows.address, rows.n, 4, write_count)
-
-    def rows(self, first: int, last: int) -> RowList:
-        """Return the rows of partitions [first, last]."""
-        return RowList(*self._range(first, last, 4))
+        self.put_rows(launcher, table, table.live, write_count)
 
 
 class CandidateOrder(FileOrder):
@@ -302,25 +308,35 @@ def changes(
     launcher: Launcher, table: DeviceTable, dirty: int, removed_keys: int, n_log: int
 ) -> Changes:
     """Return the change log: `dirty` is its set of rows, `removed_keys` its (n_log,) keys."""
-    selected = launcher.scratch("selected rows", set_bytes(table.n_ids))
-    counts = launcher.scratch("selection counts", 16)
-    launcher.run(
-        "select_rows_of_set",
-        table.n_ids,
-        set=table.live,
-        other=dirty,
-        end_row=table.n_ids,
-        selected=selected,
-        counts=counts,
-    )
+    selected, _ = select_set(launcher, table, dirty)
     rows = list_set(launcher, selected, 0, table.n_ids)
     keys = _keys_by_file(launcher, keys_of_rows(launcher, table, rows), rows.n)
     upserted = np.empty(rows.n, np.int64)
     download(launcher, keys, upserted)
-    return Changes(upserted, _deleted(launcher, table, removed_keys, n_log))
+    return Changes(upserted, deleted_keys(launcher, table, removed_keys, n_log))
 
 
-def _deleted(
+def select_set(launcher: Launcher, table: DeviceTable, marks: int) -> tuple[int, int]:
+    """Return the live rows that are in the set `marks` (0: all) as a set, and their number.
+
+    It lies in scratch memory. Waits.
+    """
+    selected = launcher.scratch("selected rows", set_bytes(table.n_ids))
+    counts = launcher.scratch("selection counts", 16)
+    launcher.queue.fill(counts, 0, 16)
+    launcher.run(
+        "select_rows_of_set",
+        table.n_ids,
+        set=table.live,
+        other=marks,
+        end_row=table.n_ids,
+        selected=selected,
+        counts=counts,
+    )
+    return selected, download_count(launcher, counts + 8)
+
+
+def deleted_keys(
     launcher: Launcher, table: DeviceTable, removed_keys: int, n: int
 ) -> NDArray[np.int64]:
     """Return the removed keys that have no row now, once each."""

@@ -31,7 +31,7 @@ struct alignas(16) Pair {
 // Begins a kernel `void name(Args a)`.
 #define EMB_KERNEL(name, Args)                                    \
   static_assert(sizeof(Args) % 8 == 0, "fields of 8 bytes each"); \
-  extern "C" __global__ void __launch_bounds__(256) name(const Args a)
+  extern "C" __global__ void __launch_bounds__(256, 1) name(const Args a)
 
 // Declares `type name[n]`, uninitialized, one for the block.
 #define EMB_SHARED(type, name, n) __shared__ type name[n]
