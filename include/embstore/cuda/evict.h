@@ -60,10 +60,10 @@ EMB_DEVICE float row_norm_by_lanes(const Tile<8>& tile, const TableView& t, uint
   return square_root(sum);
 }
 
-// Each lane has a row, the next lane the next one; the norms of those that are open.
-EMB_DEVICE float norm_if_open(const TableView& t, uint32_t row, bool is_open, float otherwise) {
+// Each lane has a row, the next lane the next one; the norm of its row for each that is open.
+EMB_DEVICE float norm_if_open(const TableView& t, uint32_t row, bool is_open) {
   const Tile<8> tile = Tile<8>::here();
-  float norm = otherwise;
+  float norm = 0.0f;
   for (uint32_t open = tile.ballot(is_open); open != 0; open &= open - 1) {
     const uint32_t lane = first_bit(open);
     const float of_lane = row_norm_by_lanes(tile, t, row - tile.lane() + lane);
@@ -78,17 +78,12 @@ EMB_DEVICE bool is_selected_by_record(const TableView& t, const Program& program
 }
 
 EMB_DEVICE bool is_selected_by_norm(const TableView& t, const Program& program, uint32_t row, bool is_live) {
-  RowFacts facts = {0, 0, 0.0f};
-  bool is_certain = false, is_possible = false;
-  if (is_live) {
-    facts = facts_of(t, program, row, 0.0f);
-    is_possible = is_chosen(program, facts);
-    facts.norm = float_of(0x7F800000u);  // infinity
-    is_certain = is_possible && is_chosen(program, facts);
-  }
-  const bool is_open = is_possible && !is_certain;
-  facts.norm = norm_if_open(t, row, is_open, facts.norm);
-  return is_certain || (is_open && is_chosen(program, facts));
+  constexpr uint32_t kInfinity = 0x7F800000u;
+  bool is_selected = is_live && is_chosen(program, facts_of(t, program, row, float_of(kInfinity)));
+  const bool is_open = is_live && !is_selected && is_chosen(program, facts_of(t, program, row, 0.0f));
+  const float norm = norm_if_open(t, row, is_open);
+  if (is_open) is_selected = is_chosen(program, facts_of(t, program, row, norm));
+  return is_selected;
 }
 
 // Makes the selection of a range: the live rows for which is_selected(row, whether it is live) holds.
@@ -96,7 +91,7 @@ template <class IsSelected>
 EMB_DEVICE void select_rows(const uint32_t* live, const RowRange& range, const IsSelected& is_selected,
                             uint32_t* selected, SelectionCounts* counts) {
   const WordTile warp = WordTile::here();
-  uint64_t n_scanned = 0, n_selected = 0;
+  uint32_t n_scanned = 0, n_selected = 0;  // ids have 32 bits
   for_each_word(range, [&](uint64_t w) {
     const uint32_t in_word = live[w] & bits_within(range, w);
     const uint32_t row = static_cast<uint32_t>(w * kWordRows + warp.lane());
@@ -106,8 +101,8 @@ EMB_DEVICE void select_rows(const uint32_t* live, const RowRange& range, const I
     n_selected += n_bits(bits);
   });
   if (warp.lane() != 0) return;
-  if (n_scanned != 0) fetch_add(&counts->n_scanned, n_scanned);
-  if (n_selected != 0) fetch_add(&counts->n_selected, n_selected);
+  if (n_scanned != 0) fetch_add(&counts->n_scanned, uint64_t{n_scanned});
+  if (n_selected != 0) fetch_add(&counts->n_selected, uint64_t{n_selected});
 }
 
 EMB_DEVICE void spare_row(uint32_t row, uint32_t* selected, SelectionCounts* counts) {
