@@ -44,3 +44,16 @@ def threads():
     before = es.num_threads()
     yield es.set_num_threads
     es.set_num_threads(before)
+
+
+@pytest.fixture
+def size(engine):
+    """A function from a number of keys to one that the engine under test does in a second."""
+    return lambda n: n if engine == "cpu" else max(1, n // 16)
+
+
+@pytest.fixture
+def cpu_alone(engine):
+    """Skip what only the CPU engine has: threads, instruction sets, readable children of forks."""
+    if engine != "cpu":
+        pytest.skip("of the CPU engine alone")

@@ -22,11 +22,11 @@ OPTIMIZERS = {
 }
 
 
-def tables(engine, hash_seed):
+def tables(engine, hash_seed, n_keys):
     """Yield tables of all optimizers, with each dtype, initializer and admission among them."""
     dtypes = [{}, {"dtype": "float16", "rounding": "stochastic"}, {"dtype": "bfloat16"}]
     initializers = [es.Normal(std=0.1), es.Uniform(-0.1, 0.1), es.TruncatedNormal(std=0.1)]
-    admissions = [None, es.CounterAdmission(2, candidate_ttl=3), es.BloomAdmission(2, N_KEYS)]
+    admissions = [None, es.CounterAdmission(2, candidate_ttl=3), es.BloomAdmission(2, n_keys)]
     for i, optimizer in enumerate(OPTIMIZERS.values()):
         yield es.Table(
             DIM,
@@ -35,7 +35,7 @@ def tables(engine, hash_seed):
             admission=admissions[(i + 1) % 3],
             eviction=es.StepEviction(2) & es.L2Eviction(2.0, min_age=1),
             evict_every=2,
-            max_rows=60_000,
+            max_rows=n_keys * 6 // 5,
             on_full="evict",
             hash_seed=hash_seed,
             device=engine,
@@ -49,28 +49,28 @@ def add(digest, *arrays):
         digest.update(np.ascontiguousarray(array).tobytes())
 
 
-def run(table, digest):
+def run(table, digest, n_keys):
     """Train a table for some steps, and add all that it gives and holds to the hash."""
     rng = np.random.default_rng(7)
     for step in range(3):
-        keys = rng.zipf(1.1, N_KEYS) % 200_000 - 1000
+        keys = rng.zipf(1.1, n_keys) % (4 * n_keys) - 1000
         batch = table.find_or_insert(keys, step=step)
-        grads = rng.standard_normal((N_KEYS, DIM), np.float32)
+        grads = rng.standard_normal((n_keys, DIM), np.float32)
         report = table.apply_gradients(batch, grads, step=step)
-        bags = np.arange(0, N_KEYS + 1, 50)
+        bags = np.append(np.arange(0, n_keys, 50), n_keys)
         pooled = table.pooled(keys, bags, mode="mean", step=step)
-        table.assign(keys[:5000], grads[:5000], mode="add")
+        table.assign(keys[: n_keys // 10], grads[: n_keys // 10], mode="add")
         add(digest, batch.rows, batch.status, batch.inverse, pooled.rows, np.array(report))
     rows = exported(table)
     add(digest, rows.keys, rows.values, rows.slots, rows.freq, rows.step)
     add(digest, table.find(rows.keys), table.candidates().counts)
 
 
-def digest_of(engine="cpu", hash_seed=1):
-    """Return the hash of the whole program."""
+def digest_of(engine="cpu", hash_seed=1, n_keys=N_KEYS):
+    """Return the hash of the whole program, with batches of so many keys."""
     digest = hashlib.sha256()
-    for table in tables(engine, hash_seed):
-        run(table, digest)
+    for table in tables(engine, hash_seed, n_keys):
+        run(table, digest, n_keys)
         table.close()
     return digest.hexdigest()
 

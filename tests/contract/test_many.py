@@ -151,7 +151,7 @@ def test_bags_and_gradients_are_those_of_single_calls(make_tables, threads, mode
         assert snapshot(store[name])[:2] == snapshot(table)[:2]
 
 
-def test_each_is_one_native_call(make_tables, calls):
+def test_each_is_one_native_call(make_tables, calls, cpu_alone):
     store = es.Store(make_tables(), FEATURES)
     keys = drawn_keys(np.random.default_rng(2))
     offsets = {f: ids(0, n) for f, n in SIZES.items()}

@@ -99,10 +99,10 @@ def test_every_exported_key_has_all_its_parts(make_table):
     assert sorted(exported(table).keys.tolist()) == [*range(50, 1000)]
 
 
-def test_a_batch_of_one_key_a_million_times(make_table):
+def test_a_batch_of_one_key_a_million_times(make_table, size):
     """Frequencies, sums and dedup of one hot id."""
     table = make_table(1, optimizer=es.SGD(1.0), initializer=es.Constant(0.0))
-    n = 1_000_000
+    n = size(1_000_000)
     batch = table.find_or_insert(np.full(n, 7), step=0)
     assert (batch.n_unique, meta(table, 7)) == (1, [(n, 0)])
     table.apply_gradients(batch, np.ones((n, 1), np.float32), step=0)

@@ -185,12 +185,12 @@ def test_what_changes_all_rows_changes_no_snapshot(change, n_before, make_table)
         table.close()
 
 
-def test_candidates_are_collected_while_they_change(make_table):
+def test_candidates_are_collected_while_they_change(make_table, size):
     """Range by range: some change before theirs is collected, some after, and the index grows."""
     rng = np.random.default_rng(6)
     for _ in range(4):
         table = build(make_table, admission=es.CounterAdmission(3, candidate_ttl=32))
-        known = rng.integers(-(2**62), 2**62, 300_000)
+        known = rng.integers(-(2**62), 2**62, size(300_000))
         table.find_or_insert(known, step=1)
         expected = vars_of(table.candidates())
         snapshot = table._engine.snapshot(False, 1 << 20, -1)
@@ -199,7 +199,7 @@ def test_candidates_are_collected_while_they_change(make_table):
         n_writes = 0
         while collecting.is_alive() or n_writes < 5:
             n_writes += 1
-            new = rng.integers(-(2**62), 2**62, 40_000 if n_writes < 8 else 10)
+            new = rng.integers(-(2**62), 2**62, size(40_000) if n_writes < 8 else 10)
             table.find_or_insert(
                 np.concatenate([known[rng.integers(0, len(known), 3000)], new]), step=2
             )
@@ -315,9 +315,9 @@ def test_a_filter_that_changes_for_long_is_kept_once(make_table):
     reading.snapshot.end(False)
 
 
-def test_a_snapshot_ends_after_the_call_that_reads_it(make_table):
+def test_a_snapshot_ends_after_the_call_that_reads_it(make_table, size):
     table = build(make_table)
-    keys = np.arange(200_000)
+    keys = np.arange(size(200_000))
     table.assign(keys, np.full((len(keys), DIM), 3, np.float32))
     for _ in range(10):
         snapshot = table._engine.snapshot(False, 0, -1)

@@ -62,8 +62,9 @@ def step_with(optimizer, on_nonfinite="raise"):
 def apply(table, distinct, parts, on_nonfinite="raise"):
     launcher, shape = table.card.launcher, table.shape
     how = step_with(shape.optimizer, on_nonfinite)
-    counts = training.apply(launcher, table.view, distinct, parts, shape.dim, how)
-    return SimpleNamespace(**training.counted(launcher, counts))
+    sums = training.sum_up(launcher, table.view, distinct, parts, shape.dim, how.on_nonfinite)
+    training.update(launcher, table.view, distinct, sums, shape.dim, how)
+    return SimpleNamespace(**training.counted(launcher, sums.counts))
 
 
 def expected_rows(table, places, g):

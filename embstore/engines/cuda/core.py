@@ -7,6 +7,7 @@
 3. A writer's call plans, and may fail, before it launches the first kernel that changes the table.
 """
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from embstore.engines.cuda.transfer import (
 from embstore.engines.engine import Part
 from embstore.engines.spec import TableSpec
 from embstore.engines.types import Rows
-from embstore.errors import ArgumentError, ClosedTableError
+from embstore.errors import ArgumentError, ClosedTableError, ForkError
 
 ADMITS_BY_POLICY, ADMITS_ALL, ADMITS_NONE = range(3)
 TALLY_BYTES = 8 * len(kernels.struct_fields("Tally"))
@@ -55,6 +56,7 @@ class CudaCore:
         self._where = f"table {spec.name!r}"
         self._config = native.native_config(spec, hash_seed, collect_evicted)
         self._device = device
+        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._is_closed = False
         self._launcher = Launcher(device.queue())
@@ -121,6 +123,11 @@ class CudaCore:
     @contextmanager
     def _entered(self) -> Iterator[None]:
         """Hold the table's lock for a call that reads."""
+        if os.getpid() != self._pid:
+            raise ForkError(
+                f"{self._where}: a table on a card cannot be used in a forked child; "
+                f'start processes by "spawn"'
+            )
         with self._lock:
             if self._is_closed:
                 raise ClosedTableError(f"{self._where} is closed")
@@ -135,6 +142,9 @@ class CudaCore:
 
     def close(self) -> None:
         """Give the memory back, as soon as no other thread is inside a call."""
+        if os.getpid() != self._pid:
+            self._is_closed = True  # the memory is the parent's
+            return
         with self._lock:
             self._is_closed = True
             for name in ("_launcher", "_storage", "_tally", "_reader", "_writer"):

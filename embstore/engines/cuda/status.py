@@ -1,13 +1,14 @@
 """Whether the CUDA engine can run here, why not, and the way to a device by its name."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 
 from embstore.engines.cuda.device import Device
-from embstore.errors import ArgumentError, DeviceError
+from embstore.errors import ArgumentError, DeviceError, ForkError
 
 NAME = re.compile(r"cuda(?::(0|[1-9][0-9]{0,5}))?")
 INSUFFICIENT_DRIVER, NO_DEVICE = 35, 100  # of cudaError_t
@@ -202,10 +203,13 @@ def open_device(name: str) -> Device:
         If the name is neither.
     DeviceError
         If there is no such device, or embstore cannot run on it.
+    ForkError
+        If CUDA was begun before this process was forked.
     """
     match = NAME.fullmatch(name)
     if match is None:
         raise ArgumentError(f'device must be "cuda" or "cuda:0", "cuda:1", ..., got {name!r}')
+    _check_fork(name)
     if PROVIDER is not None:
         return PROVIDER(name)
     status = cuda_status()
@@ -221,6 +225,19 @@ def open_device(name: str) -> Device:
     major, minor = status.devices[index].compute_capability
     kernels.target_of(10 * major + minor)
     return open_cupy_device(index)
+
+
+_PIDS: set[int] = set()  # of the process that has opened a device, and its parents
+
+
+def _check_fork(name: str) -> None:
+    """Raise if CUDA was begun by a process of which this is a forked child."""
+    if _PIDS and os.getpid() not in _PIDS:
+        raise ForkError(
+            f"device {name!r} cannot be used: CUDA was begun before this process was forked; "
+            f'start processes by "spawn"'
+        )
+    _PIDS.add(os.getpid())
 
 
 def _current_index() -> int:
