@@ -67,11 +67,7 @@ struct SpareRowsArgs {
   SelectionCounts* counts;  // less those that were in
 };
 
-EMB_KERNEL(spare_selected_rows, SpareRowsArgs) {
-  const uint64_t n = count_of(a.n, a.n_at);
-  for (uint64_t i = grid_thread(); i < n; i += grid_threads())
-    if (a.rows[i] != kNoRow) spare_row(a.rows[i], a.selected, a.counts);
-}
+EMB_KERNEL(spare_selected_rows, SpareRowsArgs) { spare_rows(a.rows, count_of(a.n, a.n_at), a.selected, a.counts); }
 
 struct CountRanksArgs {
   const TableView* table;

@@ -105,19 +105,25 @@ EMB_DEVICE void select_rows(const uint32_t* live, const RowRange& range, const I
   if (n_selected != 0) fetch_add(&counts->n_selected, uint64_t{n_selected});
 }
 
-EMB_DEVICE void spare_row(uint32_t row, uint32_t* selected, SelectionCounts* counts) {
-  if (drop_row(selected, row)) fetch_add(&counts->n_selected, ~uint64_t{0});
+// Takes rows out of a selection of all ids; kNoRow is passed over.
+EMB_DEVICE void spare_rows(const uint32_t* rows, uint64_t n, uint32_t* selected, SelectionCounts* counts) {
+  uint32_t n_spared = 0;
+  for (uint64_t i = grid_thread(); i < n; i += grid_threads())
+    n_spared += rows[i] != kNoRow && drop_row(selected, rows[i]);
+  count_down(&counts->n_selected, n_spared);
 }
 
 // Takes the rows of keys out of a selection of a range.
 EMB_DEVICE void spare_keys(const TableView& t, const int64_t* keys, uint64_t n, const RowRange& range,
                            uint32_t* selected, SelectionCounts* counts) {
   const IndexTile tile = IndexTile::here();
+  uint32_t n_spared = 0;
   for (uint64_t i = tile.number(); i < n; i += IndexTile::count()) {
     const uint32_t word = find_cell(tile, t, static_cast<uint64_t>(keys[i])).word;
-    if (tile.lane() == 0 && is_row_word(word) && holds(range, row_of_word(word)))
-      spare_row(row_of_word(word), selected, counts);
+    const bool is_in_range = is_row_word(word) && holds(range, row_of_word(word));
+    if (tile.lane() == 0 && is_in_range) n_spared += drop_row(selected, row_of_word(word));
   }
+  count_down(&counts->n_selected, n_spared);
 }
 
 // ---- the n least
