@@ -1,4 +1,4 @@
-"""Arrays in the memory of a card, without a copy: what ``__cuda_array_interface__`` tells of them."""
+"""Arrays in a card's memory, without a copy: what ``__cuda_array_interface__`` tells of them."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 from embstore.errors import ArgumentError, ArgumentTypeError
 
 CUDA, CUDA_MANAGED = 2, 13  # of DLDeviceType
+LEGACY_STREAM = 1  # another name of stream 0, which the interface may not give
 
 
 class DeviceArray:
@@ -110,6 +111,8 @@ def of_interface(value: Any, expected: str, where: str) -> DeviceArray:
             )
     address, _ = interface["data"]
     stream = interface.get("stream")
+    if stream == LEGACY_STREAM:
+        stream = 0
     return DeviceArray(
         int(address or 0), shape, dtype, value, None if stream is None else int(stream)
     )

@@ -1,4 +1,4 @@
-"""The stream that a call's work is queued on: the one asked for, or that of the arrays' producer."""
+"""The stream that a call is queued on: the one asked for, or that of the arrays' producer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ def handle_of(stream: object, where: str) -> int:
 
 @contextmanager
 def chosen(stream: object, where: str, *arrays: object) -> Iterator[None]:
-    """Queue the calls inside on a stream; without one, on that of the first array which names one."""
+    """Queue the calls inside on a stream; without one, on that of the first array to name one."""
     if stream is not None:
         handle: int | None = handle_of(stream, where)
     else:

@@ -82,9 +82,9 @@ class Table(TableContent, TableFiles):
         Called with the `Rows` of every eviction, after the call that evicted them has released
         the table; what it raises comes out of that call, whose work is then done.
     device
-        "cpu", "cuda" (the current card) or "cuda:N". Arrays of a card (CuPy, PyTorch, JAX, anything
-        with ``__cuda_array_interface__`` or DLPack) go in and out without a copy where keys are such
-        an array; with keys of the host, results are numpy arrays.
+        "cpu", "cuda" (the current card) or "cuda:N". Arrays of a card (CuPy, PyTorch, JAX, all
+        that have ``__cuda_array_interface__`` or DLPack) go in and out without a copy where keys
+        are such an array; with keys of the host, results are numpy arrays.
     strict
         Of tables on a card: wait in every call, and raise there what went wrong; see `check`.
 

@@ -7,6 +7,7 @@ was wrong stands in `EmulatedDevice.violations`, and a test asserts that it is e
 
 import collections
 import ctypes
+import functools
 import math
 import random
 import threading
@@ -124,7 +125,7 @@ def fault_of(whole, begin, n_bytes):
 class EmulatedMemory:
     """Bytes between red zones, at a multiple of 256; pinned memory too."""
 
-    def __init__(self, allocations, n_bytes, fill):
+    def __init__(self, allocations, n_bytes, fill, free=None):
         self._whole = np.empty(n_bytes + 2 * RED_BYTES + ALIGNMENT, dtype=np.uint8)
         self._begin = -(self._whole.ctypes.data + RED_BYTES) % ALIGNMENT + RED_BYTES
         self._whole[:] = RED
@@ -132,7 +133,8 @@ class EmulatedMemory:
         self.address = self._whole.ctypes.data + self._begin
         self.array[:] = fill
         allocations.add(self.address, n_bytes)
-        weakref.finalize(self, allocations.remove, self._whole, self._begin, n_bytes)
+        remove = functools.partial(allocations.remove, self._whole, self._begin, n_bytes)
+        weakref.finalize(self, remove if free is None else free, *([] if free is None else [remove]))
 
     @property
     def __array_interface__(self):
@@ -216,6 +218,7 @@ class EmulatedQueue:
     def download(self, source, out):
         assert out.flags.c_contiguous, "download takes a contiguous array"
         assert out.flags.writeable, "download takes an array that can be written"
+        self._device.n_waits += 1
         self._move(out.ctypes.data, source, out.nbytes, device_bytes=[source])
 
     def copy(self, to, source, n_bytes):
@@ -236,7 +239,7 @@ class EmulatedQueue:
         event.wait()
 
     def synchronize(self):
-        pass
+        self._device.n_waits += 1
 
     def _move(self, to, source, n_bytes, device_bytes):
         for address in device_bytes:
@@ -269,6 +272,7 @@ class EmulatedDevice:
         self.current_stream = 0
         self.allocations = Allocations()
         self.launches = collections.Counter()  # by kernel
+        self.n_waits = 0  # of the host for a queue
         self.seed = seed
         self._queues = {}
 

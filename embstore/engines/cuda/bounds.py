@@ -30,12 +30,12 @@ class Bounds:
         self.n_live = counters.n_live + n_more
         self.n_cells = counters.n_live + counters.n_candidates + n_more
 
-    def add(self, n_keys: int) -> None:
-        """Take note of a call that may have inserted so many keys."""
-        self.n_ids += n_keys
-        self.n_live += n_keys
-        self.n_cells += n_keys
-        self._n_since_sent += n_keys
+    def add(self, n_rows: int, n_cells: int) -> None:
+        """Take note of a call that made at most so many rows, and took so many cells."""
+        self.n_ids += n_rows
+        self.n_live += n_rows
+        self.n_cells += n_cells
+        self._n_since_sent += max(n_rows, n_cells)
 
     def send(self, queue: Queue, counters: int) -> None:
         """Send the counters behind the calls of a queue, unless others are on their way."""

@@ -1,7 +1,8 @@
 """What all verbs of a CUDA table share: its lock, memory, clock and counters, and arrays that cross.
 
-1. A call of a table is queued whole under its lock, so that calls follow each other on the device in
-   the order in which threads got the lock; the lock is held while nothing but a download waits.
+1. A call of a table is queued whole under its lock. Writers work on the table's own stream, which
+   waits for the caller's, and the caller's for it; readers work on the caller's, after all writers
+   before them. The memory of a table is used on its own stream, or read before that goes on.
 2. `_numbers` are the counters as last downloaded; what is not downloaded after a call is only known
    to be at most `_bounds`.
 3. A writer's call plans, and may fail, before it launches the first kernel that changes the table.
@@ -66,6 +67,7 @@ class CudaCore:
         self._last_call: Event | None = None
         self._readers: dict[int, tuple[Launcher, Event | None]] = {}
         self._launcher = Launcher(device.queue())
+        self._caller = self._launcher.queue
         self._storage = Storage(spec, device, self._launcher, self._config)
         self._clock = Clock.at_birth(self._config)
         self._numbers = Counters()
@@ -163,26 +165,23 @@ class CudaCore:
             yield
 
     def _begin_call(self) -> None:
-        """Go on with the stream of this call, after all that was queued on others."""
-        queue = self._device.queue(streams.current())
-        launcher = self._launcher
-        if queue.handle != launcher.queue.handle:
-            queue.wait_for(self._last_call or launcher.queue.record())
-        if queue.handle != launcher.home.handle:
-            queue.wait_for(launcher.home.record())
-        for handle, (_, event) in self._readers.items():
-            if handle != queue.handle and event is not None:
-                queue.wait_for(event)
-        launcher.queue = queue
+        """Let the table's stream go on after the caller's, and after all reads."""
+        home = self._launcher.queue
+        self._caller = self._device.queue(streams.current())
+        if self._caller.handle != home.handle:
+            home.wait_for(self._caller.record())
+        for handle, (launcher, event) in self._readers.items():
+            if event is not None and handle not in (home.handle, self._caller.handle):
+                home.wait_for(event)
+            self._readers[handle] = (launcher, None)
         self._note_counters_seen()
 
     def _end_call(self) -> None:
-        """Leave a mark for calls on other streams, and for the memory's own."""
-        queue = self._launcher.queue
-        self._last_call = queue.record()
-        self._readers = {h: (launcher, None) for h, (launcher, _) in self._readers.items()}
-        if queue.handle != self._launcher.home.handle:
-            self._launcher.home.wait_for(self._last_call)
+        """Let the caller's stream go on after the table's, and reads on any."""
+        home = self._launcher.queue
+        self._last_call = home.record()
+        if self._caller.handle != home.handle:
+            self._caller.wait_for(self._last_call)
 
     @contextmanager
     def _reading(self) -> Iterator[Launcher]:
@@ -198,7 +197,8 @@ class CudaCore:
             launcher, _ = self._readers.get(queue.handle, (None, None))
             if launcher is None:
                 launcher = Launcher(queue)
-            if self._last_call is not None and queue.handle != self._launcher.queue.handle:
+            is_home = queue.handle == self._launcher.queue.handle
+            if self._last_call is not None and not is_home:
                 queue.wait_for(self._last_call)
             yield launcher
             self._readers[queue.handle] = (launcher, queue.record())

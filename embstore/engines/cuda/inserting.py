@@ -74,7 +74,7 @@ class CudaInserting(CudaCore):
             self._queue_tally(distinct)
             self._protect(distinct.rows, distinct.n, distinct.n_unique)
             self._commit(distinct, step, has_counts)
-            self._bounds.add(distinct.n)
+            self._bounds.add(distinct.n, distinct.n)
             self._bounds.send(self._launcher.queue, self._storage.counters_address)
             return None
         tally, counters = self._tallied(distinct), self._counters()
@@ -93,6 +93,7 @@ class CudaInserting(CudaCore):
         self._remove_victims(victims)
         self._protect(distinct.rows, distinct.n, distinct.n_unique)
         self._commit(distinct, step, has_counts)
+        self._bounds.add(n_rows, n_cells)
         return tally
 
     def _tallied(self, distinct: Distinct) -> dict[str, int]:

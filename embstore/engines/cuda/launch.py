@@ -11,15 +11,13 @@ from embstore.errors import InternalError
 
 
 class Launcher:
-    """A queue, and the scratch memory that a table's calls use one after another.
+    """A queue, and the scratch memory that a table's calls use one after another on it.
 
-    What a step leaves in scratch is good until the next step asks for memory of the same name. All
-    memory is that of the first queue, `home`: who works on another lets each wait for the other, at
-    the beginning and at the end of a call.
+    What a step leaves in scratch is good until the next step asks for memory of the same name.
     """
 
     def __init__(self, queue: Queue) -> None:
-        self.queue = self.home = queue
+        self.queue = queue
         self._scratch: dict[str, Memory] = {}
 
     def run(self, kernel: str, n_threads: int, **fields: int | float) -> None:
@@ -37,7 +35,7 @@ class Launcher:
 
     def alloc(self, n_bytes: int) -> Memory:
         """Return uninitialized memory."""
-        return self.home.alloc(n_bytes)
+        return self.queue.alloc(n_bytes)
 
     @property
     def scratch_bytes(self) -> int:

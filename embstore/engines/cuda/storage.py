@@ -428,7 +428,7 @@ class Storage:
         self.write_descriptor()
 
     def successor(self) -> "Storage":
-        """Return an empty storage that has this one's counters and change log, settled by a clear."""
+        """Return an empty storage with this one's counters and change log, settled by a clear."""
         fresh = Storage(self.spec, self.device, self.launcher, self._config)
         queue = self.launcher.queue
         queue.copy(fresh.counters_address, self.counters_address, self.counters_bytes)
