@@ -153,8 +153,9 @@ class EmulatedMemory:
 class EmulatedArray:
     """An array of the emulated device, with the interface that frameworks read."""
 
-    def __init__(self, memory, shape, dtype, stream):
+    def __init__(self, memory, shape, dtype, stream, begin=0):
         self.memory = memory
+        self._begin = begin  # byte of the memory
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)
         self._stream = stream
@@ -165,14 +166,27 @@ class EmulatedArray:
             "version": 3,
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (self.memory.address if self.memory.n_bytes else 0, False),
+            "data": (self.memory.address + self._begin if math.prod(self.shape) else 0, False),
             "strides": None,
             "stream": self._stream or 1,  # 0 is not allowed; 1 is the default stream
         }
 
     def numpy(self):
         """The array itself, as the host sees it: no copy."""
-        return self.memory.array.view(self.dtype).reshape(self.shape)
+        n_bytes = math.prod(self.shape) * self.dtype.itemsize
+        own = self.memory.array[self._begin : self._begin + n_bytes]
+        return own.view(self.dtype).reshape(self.shape)
+
+    def __getitem__(self, rows):
+        """Rows [start, stop), over the same memory."""
+        first, end, _ = rows.indices(self.shape[0])
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        shape = (max(0, end - first), *self.shape[1:])
+        begin = self._begin + first * row_bytes
+        return EmulatedArray(self.memory, shape, self.dtype, self._stream, begin)
+
+    def __len__(self):
+        return self.shape[0]
 
 
 class EmulatedEvent:

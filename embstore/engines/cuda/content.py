@@ -154,6 +154,7 @@ class CudaContent(CudaInserting):
         """Return ``es_stats``: numbers of rows and cells, bytes by use."""
         with self._entered():
             counters, storage = self._counters(), self._storage
+            self._check_data(counters)
             n_bits = 8 * storage.bloom_bytes
             used = 0
             if n_bits:
@@ -205,6 +206,7 @@ class CudaContent(CudaInserting):
                 raise ArgumentError(f"{self._where}: a delta needs track_changes")
             if self._snapshot is not None:
                 raise ArgumentError(f"{self._where}: another snapshot of this table is being saved")
+            self._check_data(self._counters())
             snapshot = CudaSnapshot(self, is_delta, log_bytes, file)
             self._snapshot = snapshot.cut
             return snapshot

@@ -11,13 +11,15 @@ from embstore.errors import InternalError
 
 
 class Launcher:
-    """A queue, and the scratch memory that a table's calls use one after another on it.
+    """A queue, and the scratch memory that a table's calls use one after another.
 
-    What a step leaves in scratch is good until the next step asks for memory of the same name.
+    What a step leaves in scratch is good until the next step asks for memory of the same name. All
+    memory is that of the first queue, `home`: who works on another lets each wait for the other, at
+    the beginning and at the end of a call.
     """
 
     def __init__(self, queue: Queue) -> None:
-        self.queue = queue
+        self.queue = self.home = queue
         self._scratch: dict[str, Memory] = {}
 
     def run(self, kernel: str, n_threads: int, **fields: int | float) -> None:
@@ -30,17 +32,17 @@ class Launcher:
         held = self._scratch.get(name)
         if held is None or held.n_bytes < n_bytes:
             self._scratch.pop(name, None)
-            self._scratch[name] = held = self.queue.alloc(max(256, n_bytes + n_bytes // 4))
+            self._scratch[name] = held = self.alloc(max(256, n_bytes + n_bytes // 4))
         return held.address
+
+    def alloc(self, n_bytes: int) -> Memory:
+        """Return uninitialized memory."""
+        return self.home.alloc(n_bytes)
 
     @property
     def scratch_bytes(self) -> int:
         """Bytes of all scratch memory."""
         return sum(memory.n_bytes for memory in self._scratch.values())
-
-    def on(self, queue: Queue) -> None:
-        """Go on with another queue, which is ordered after all that was queued so far."""
-        self.queue = queue
 
 
 def packed(
