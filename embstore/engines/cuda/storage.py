@@ -306,8 +306,9 @@ class Storage:
             self._row_chunks.append(rows)
             self._meta_chunks.append(metas)
             self._chunk_rows.append(n_new)
-        if 2 * 8 * len(self._row_chunks) > self._chunk_table.n_bytes:
-            self._chunk_table = queue.alloc(2 * self._chunk_table.n_bytes)
+        n_bytes = 2 * 8 * len(self._row_chunks)
+        if n_bytes > self._chunk_table.n_bytes:
+            self._chunk_table = queue.alloc(2 * n_bytes)
         halves = (self._row_chunks, self._chunk_table.address), (
             self._meta_chunks,
             self._chunk_table.address + self._chunk_table.n_bytes // 2,
