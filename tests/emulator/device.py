@@ -96,17 +96,25 @@ class Allocations:
     def require(self, address, n_bytes):
         """Raise AssertionError unless the bytes lie in one allocation."""
         with self._lock:
-            held = list(self._n_bytes.items())  # a finalizer may change it meanwhile
+            held = self._held()
         room = max((a + n - address for a, n in held if a <= address <= a + n), default=-1)
         if n_bytes > room:
             fault = f"{n_bytes} bytes at {address:#x} are not in one allocation"
             self.violations.append(fault)
             raise AssertionError(fault)
 
+    def _held(self):
+        """All addresses and their bytes; finalizers, which may run at any time, change them."""
+        while True:
+            try:
+                return list(self._n_bytes.items())
+            except RuntimeError:
+                pass
+
     @property
     def n_bytes(self):
         with self._lock:
-            return sum(self._n_bytes.values())
+            return sum(n_bytes for _, n_bytes in self._held())
 
     def __len__(self):
         return len(self._n_bytes)
