@@ -68,6 +68,7 @@ class Allocations:
         self.violations = []
         self._n_bytes = {}  # by address
         self._quarantine = collections.deque()
+        self._n_quarantined = 0  # bytes
         self._lock = threading.RLock()  # a finalizer may run inside any call
 
     def add(self, address, n_bytes):
@@ -83,13 +84,15 @@ class Allocations:
                 self.violations.append(fault)
             whole[:] = FREED
             self._quarantine.append(whole)
+            self._n_quarantined += len(whole)
             self.release(QUARANTINE_BYTES)
 
     def release(self, n_bytes=0):
         """Let all but `n_bytes` leave the quarantine, and look whether it was written to."""
         with self._lock:
-            while sum(len(whole) for whole in self._quarantine) > n_bytes:
+            while self._quarantine and self._n_quarantined > n_bytes:
                 whole = self._quarantine.popleft()
+                self._n_quarantined -= len(whole)
                 if (whole != FREED).any():
                     self.violations.append(f"{len(whole)} bytes were written after they were freed")
 

@@ -1,38 +1,11 @@
 """Random programs of all verbs on the CUDA engine, fast and interleaved, against the oracle."""
 
-import gc
-
 import pytest
 from hypothesis import settings
 from property.program import run_program
 from property.test_state_machine import TableMachine
 
-from embstore.engines.cuda import evict, order, snapshot, storage, transfer
-
 N_TORTURE_SEEDS = 200
-
-
-@pytest.fixture
-def device(emulated_device):
-    """The emulated device, which must have seen nothing wrong at the end."""
-    yield emulated_device
-    gc.collect()
-    emulated_device.allocations.release()
-    assert emulated_device.violations == []
-
-
-@pytest.fixture
-def small_memory(monkeypatch):
-    """Let everything begin so small that it grows, and come in many pieces."""
-    monkeypatch.setattr(storage, "CHUNK_BYTES", 1)  # chunks of 32 rows
-    monkeypatch.setattr(storage, "FIRST_CHUNKS", 1)
-    monkeypatch.setattr(storage, "FIRST_ROWS", 1)
-    monkeypatch.setattr(storage, "FIRST_LINES", 1)
-    monkeypatch.setattr(evict, "BLOCK_ROWS", 32)
-    monkeypatch.setattr(transfer, "PIECE_BYTES", 1000)
-    monkeypatch.setattr(snapshot, "LEAST_IMAGES", 16)
-    monkeypatch.setattr(order, "ITEMS_PER_SEGMENT", 32)
-    monkeypatch.setattr(order, "MAX_SEGMENTS", 12)
 
 
 @pytest.mark.parametrize("seed", range(24))
