@@ -132,3 +132,8 @@ def library(
         run([*compiler(), *map(str, objects), *linked, "-pthread", "-o", str(built)])
         os.replace(built, target)
     return target
+
+
+def library_of_devices():
+    """Return the library that devices load: the one that EMB_EMULATOR names, if that is set."""
+    return os.environ.get("EMB_EMULATOR") or library()

@@ -17,7 +17,7 @@ import numpy as np
 from embstore.engines.cuda.device import BLOCK_THREADS
 from embstore.errors import OutOfMemoryError
 
-from .build import library
+from .build import library_of_devices
 
 GARBAGE = 0xA5
 RED = 0x5C
@@ -254,13 +254,13 @@ class EmulatedDevice:
     memory_bytes
         The size of the memory; None is without bound.
     emulator
-        An `Emulator`; None is that of `build.library()`.
+        An `Emulator`; None is that of `build.library_of_devices()`.
     """
 
     name = "cuda:0"
 
     def __init__(self, seed=0, max_blocks=4, memory_bytes=None, emulator=None):
-        self.emulator = emulator or Emulator(library())
+        self.emulator = emulator or Emulator(library_of_devices())
         self.max_blocks = max_blocks
         self.memory_bytes = memory_bytes
         self.current_stream = 0
