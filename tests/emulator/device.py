@@ -18,7 +18,7 @@ import numpy as np
 from embstore.engines.cuda.device import BLOCK_THREADS
 from embstore.errors import OutOfMemoryError
 
-from .build import library
+from .build import library_of_devices
 
 GARBAGE = 0xA5
 RED = 0x5C
@@ -69,6 +69,7 @@ class Allocations:
         self.violations = []
         self._n_bytes = {}  # by address
         self._quarantine = collections.deque()
+        self._n_quarantined = 0  # bytes
         self._lock = threading.RLock()  # a finalizer may run inside any call
 
     def add(self, address, n_bytes):
@@ -84,30 +85,40 @@ class Allocations:
                 self.violations.append(fault)
             whole[:] = FREED
             self._quarantine.append(whole)
+            self._n_quarantined += len(whole)
             self.release(QUARANTINE_BYTES)
 
     def release(self, n_bytes=0):
         """Let all but `n_bytes` leave the quarantine, and look whether it was written to."""
         with self._lock:
-            while sum(len(whole) for whole in self._quarantine) > n_bytes:
+            while self._quarantine and self._n_quarantined > n_bytes:
                 whole = self._quarantine.popleft()
+                self._n_quarantined -= len(whole)
                 if (whole != FREED).any():
                     self.violations.append(f"{len(whole)} bytes were written after they were freed")
 
     def require(self, address, n_bytes):
         """Raise AssertionError unless the bytes lie in one allocation."""
         with self._lock:
-            held = list(self._n_bytes.items())  # a finalizer may change it meanwhile
+            held = self._held()
         room = max((a + n - address for a, n in held if a <= address <= a + n), default=-1)
         if n_bytes > room:
             fault = f"{n_bytes} bytes at {address:#x} are not in one allocation"
             self.violations.append(fault)
             raise AssertionError(fault)
 
+    def _held(self):
+        """All addresses and their bytes; finalizers, which may run at any time, change them."""
+        while True:
+            try:
+                return list(self._n_bytes.items())
+            except RuntimeError:
+                pass
+
     @property
     def n_bytes(self):
         with self._lock:
-            return sum(self._n_bytes.values())
+            return sum(n_bytes for _, n_bytes in self._held())
 
     def __len__(self):
         return len(self._n_bytes)
@@ -265,13 +276,13 @@ class EmulatedDevice:
     memory_bytes
         The size of the memory; None is without bound.
     emulator
-        An `Emulator`; None is that of `build.library()`.
+        An `Emulator`; None is that of `build.library_of_devices()`.
     """
 
     name = "cuda:0"
 
     def __init__(self, seed=0, max_blocks=4, memory_bytes=None, emulator=None):
-        self.emulator = emulator or Emulator(library())
+        self.emulator = emulator or Emulator(library_of_devices())
         self.max_blocks = max_blocks
         self.memory_bytes = memory_bytes
         self.current_stream = 0

@@ -311,14 +311,13 @@ class Storage:
             self._row_chunks.append(rows)
             self._meta_chunks.append(metas)
             self._chunk_rows.append(n_new)
-        if 2 * 8 * len(self._row_chunks) > self._chunk_table.n_bytes:
-            self._chunk_table = self.launcher.alloc(2 * self._chunk_table.n_bytes)
+        n_bytes = 2 * 8 * len(self._row_chunks)
+        if n_bytes > self._chunk_table.n_bytes:
+            self._chunk_table = self.launcher.alloc(2 * n_bytes)
+        meta_table = self._chunk_table.address + self._chunk_table.n_bytes // 2
         halves = (
             (self._row_chunks, self._chunk_table.address),
-            (
-                self._meta_chunks,
-                self._chunk_table.address + self._chunk_table.n_bytes // 2,
-            ),
+            (self._meta_chunks, meta_table),
         )
         for chunks, at in halves:
             queue.upload(at, np.array([memory.address for memory in chunks], np.uint64))
