@@ -1,9 +1,9 @@
 """How this benchmark calls a table: by its verbs with arrays of the device, and by kernels alone.
 
-`crossing` is the one place that knows whether a verb takes arrays of the device. Where one does not,
-it is called with numpy arrays, and the result says that keys and rows cross the bus. `Kernels` calls
-what lies under the verbs; it follows the engine's insides, and raises `NotMeasured` where they have
-changed.
+`crossing` is the one place that knows whether a verb takes arrays of the device. Where one does
+not, it is called with numpy arrays, and the result says that keys and rows cross the bus. `Kernels`
+calls what lies under the verbs; it follows the engine's insides, and raises `NotMeasured` where
+they have changed.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ VERBS = ("find", "find_or_insert", "apply_gradients", "pooled")
 MOST_FORCED_LOAD = 0.95
 
 
-class NotMeasured(Exception):  # noqa: N818: not an error
-    """Why a row has no figure."""
+class NotMeasured(Exception):  # noqa: N818
+    """Why a row has no figure; no error of anybody."""
 
 
 def probe(clock, verb):

@@ -1,9 +1,9 @@
 """The bytes that the card's memory must move for each key, whatever the code: the floor.
 
 Distinct random keys, a table much larger than the cache, 32-byte sectors, every key found. A bucket
-of the index is one line of 128 bytes that holds keys and row ids together. What the floor leaves out
-(finding the distinct keys of a batch, sorting, waiting for two reads one after another) is what a
-figure below 1 is made of.
+of the index is one line of 128 bytes that holds keys and row ids together. What the floor leaves
+out (finding the distinct keys of a batch, sorting, two reads one after another) is what a figure
+below 1 is made of.
 """
 
 KEY, ROW_ID, LINE, SECTOR = 8, 4, 128, 32
@@ -17,7 +17,7 @@ def find_bytes(dim):
 
 
 def hit_bytes(dim):
-    """Return the bytes a key of find_or_insert that has a row: step and freq are read and written."""
+    """Return the bytes a key of find_or_insert that has a row: its record is read and written."""
     return find_bytes(dim) + 2 * SECTOR
 
 
@@ -34,12 +34,12 @@ def mixed_bytes(dim, slot_floats, fresh_share):
 
 
 def update_bytes(dim, slot_floats):
-    """Return the bytes a key of an optimizer: row id and gradient, values and slots there and back."""
+    """Return the bytes a key of an optimizer: gradient, and values and slots there and back."""
     return ROW_ID + 4 * dim + 2 * 4 * (dim + slot_floats)
 
 
 def pooled_bytes(dim, bag):
-    """Return the bytes an id of a pooled read: its row id is written and read, a bag is one row out."""
+    """Return the bytes an id of a pooled read: row ids are written and read, a bag is one row."""
     return KEY + 2 * ROW_ID + LINE + 4 * dim + 4 * dim / bag
 
 

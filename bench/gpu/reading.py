@@ -19,6 +19,8 @@ from bench.harness import Ratio, axes_of
 LOADS = (0.5, 0.75, 0.9)
 INSERT_LOAD = 0.65  # before keys are inserted, which bring the table to about 0.75
 NORMAL_LOAD = 0.75
+FRESH_SHARE = 0.13  # of the cells, which new keys may take in all
+N_UNTIMED = 2  # calls of a contender before the rounds
 FIRST_FRESH = 1 << 40  # numbers of rows that no table was filled with
 FRESH = (0.0, 0.01, 0.5, 1.0)
 BAGS = (1, 10, 50)
@@ -247,7 +249,9 @@ def insert_case(session, filled, fresh, peer):
     if peer is not None:
         lanes.append(peer.lane(f"find_or_insert {fresh}", each))
         ratios.append(Ratio(name, HKV, targets.INSERT_HKV.get(dim) if fresh == 1.0 else None))
-    session.measure("find_or_insert", axes, lanes, ratios)
+    rounds = int(FRESH_SHARE * filled.n_cells / (sum(FRESH) * n)) - N_UNTIMED
+    rounds = max(1, min(session.scale.rounds, rounds))
+    session.measure("find_or_insert", axes, lanes, ratios, rounds=rounds)
 
 
 # ---- bags

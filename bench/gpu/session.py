@@ -23,7 +23,7 @@ SPARE = 0.88  # of the free memory: what tables may take
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a run is. `n_rows` are those of a table at load 0.75, where the card has the memory."""
+    """How large a run is; `n_rows` are those of a table at load 0.75, if the card has the room."""
 
     n_rows: int
     batch: int
@@ -50,7 +50,7 @@ SCALES = {
         seconds=480,
     ),
     "quick": Scale(
-        n_rows=10_000_000,
+        n_rows=40_000_000,
         batch=1 << 20,
         rounds=3,
         n_calls=2,
@@ -62,7 +62,7 @@ SCALES = {
         case_seconds=2.0,
     ),
     "emulated": Scale(
-        n_rows=240,
+        n_rows=900,
         batch=32,
         rounds=1,
         n_calls=1,
@@ -117,13 +117,13 @@ class Session:
         return time.monotonic() - self._begin
 
     def rows_that_fit(self, row_bytes, n_rows=None, spare=SPARE):
-        """Return the rows of so many bytes, beside records and index, that the card has room for."""
+        """Return the rows of so many bytes, with records and index, that the card has room for."""
         fitting = int(self.clock.free_bytes() * spare / (row_bytes + 16 + 24))
         return min(n_rows or self.scale.n_rows, fitting)
 
     # ---- measuring
 
-    def measure(self, name, axes, lanes, ratios=(), **notes):
+    def measure(self, name, axes, lanes, ratios=(), rounds=None, **notes):
         """Let the lanes take turns, and print and keep their figures."""
         if self.seconds > self.scale.seconds:
             self.skip(name, axes, f"out of time: {self.scale.seconds:.0f} s were given")
@@ -145,7 +145,8 @@ class Session:
             self.skip(name, axes, *missed.values())
             return None
         with self.guarded(name, axes):
-            return self._run(name, axes, alive, ratios, notes | self._shown(missed))
+            case = self._case(name, axes, alive, ratios, rounds)
+            return self._run(case, alive, notes | self._shown(missed))
 
     @staticmethod
     def _shown(missed):
@@ -156,12 +157,12 @@ class Session:
             return lane.call
         return Timed(self.clock, lane.call, lane.n_calls, lane.prepare, lane.stream)
 
-    def _run(self, name, axes, alive, ratios, notes):
+    def _case(self, name, axes, alive, ratios, rounds):
         contenders = [
             harness.Contender(lane.name, lambda space, case, call=call: call, n_calls=lane.n_calls)
             for lane, call in alive
         ]
-        case = harness.Case(
+        return harness.Case(
             name=name,
             axes=harness.axes_of(**axes),
             setup=None,
@@ -169,10 +170,12 @@ class Session:
             figures=tuple(ratios),
             n_batches=N_BATCHES,
             n_warmups=1,
-            rounds=self.scale.rounds,
+            rounds=rounds or self.scale.rounds,
             max_seconds=self.scale.case_seconds,
             seed=self.seed,
         )
+
+    def _run(self, case, alive, notes):
         result = replace(harness.run_case(case, SimpleNamespace()), notes=notes)
         figures = [*self._rates(result, [lane for lane, _ in alive])]
         figures += harness.figures_of(case, result)
@@ -182,7 +185,7 @@ class Session:
         return result
 
     def _rates(self, result, lanes):
-        """Yield the figures of each lane: things a second, GB a second, share of the floor, time."""
+        """Yield the figures of each lane: things and GB a second, share of the floor, time."""
         for lane, found in zip(lanes, result.contenders, strict=True):
             seconds = [t / found.n_calls / 1e9 for t in found.times_ns]
             where = f"{result.name}: {lane.name}"
@@ -245,7 +248,7 @@ class Session:
 
     @contextmanager
     def guarded(self, name, axes):
-        """Let one section fail without the others; out of memory, or an engine without something."""
+        """Let one section fail without the others."""
         try:
             yield
         except NotMeasured as error:

@@ -1,4 +1,4 @@
-"""The targets of the CUDA engine: on one H200, 100 million rows at load 0.75, a million keys a call.
+"""The targets of the CUDA engine: one H200, 100 M rows at load 0.75, a million keys a call.
 
 A bound that is a rate or a time is for a card that copies 4.3 TB a second; `scaled` moves it to the
 card that was measured, by its own copy. ROWS is the table that ends a run.

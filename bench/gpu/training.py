@@ -27,7 +27,7 @@ APPLY, SORT, UPDATE = "Table.apply_gradients", "its sort", "its optimizer kernel
 
 
 def measure(session):
-    """Measure Adagrad at all dims, all optimizers at dim 64, duplicates, and a step of ten tables."""
+    """Measure Adagrad at all dims, the others at dim 64, duplicates, a step of ten tables."""
     dims = session.scale.dims
     for dim in dims:
         with session.guarded("backward", {"dim": dim, "optimizer": "adagrad"}):
