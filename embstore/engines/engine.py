@@ -165,6 +165,18 @@ class Engine(Protocol):
         """Update the rows of each batch's ticket, or, without one, of its keys."""
         ...
 
+    def set_strict(self, is_strict: bool) -> None:
+        """Say whether every call waits until its work is done, and raises what went wrong."""
+        ...
+
+    def check(self) -> None:
+        """Raise what went wrong in calls that did not wait."""
+        ...
+
+    def new_output(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an array, to be filled whole, in the memory of this engine's device."""
+        ...
+
     def find_fast(self, keys: object, out: object) -> NDArray[Any] | None:
         """Find with default rows for exact arrays (`out` may be None); None for anything else."""
         ...

@@ -137,14 +137,19 @@ struct SettleUpdateArgs {
   const TableView* table;
   const UpdateCounts* counts;
   uint64_t on_nonfinite;
+  const uint64_t* keys;
+  const uint32_t* inverse;
 };
 
-// Adds what a call counted to the totals, unless it changed nothing.
 EMB_KERNEL(settle_update, SettleUpdateArgs) {
   if (grid_thread() != 0) return;
   const OnNonfinite on_nonfinite = static_cast<OnNonfinite>(a.on_nonfinite);
-  if (on_nonfinite == OnNonfinite::kRaise && a.counts->n_nonfinite != 0) return;
   Counters& c = *a.table->counters;
+  if (on_nonfinite == OnNonfinite::kRaise && a.counts->n_nonfinite != 0) {
+    ++c.n_bad_calls;
+    c.bad_key = a.keys[a.inverse[a.counts->first_bad]];
+    return;
+  }
   c.n_grads_dropped += a.counts->n_dropped;
   c.n_grads_stale += a.counts->n_stale;
   if (on_nonfinite == OnNonfinite::kSkip) c.n_nonfinite += a.counts->n_nonfinite;

@@ -7,6 +7,7 @@ was wrong stands in `EmulatedDevice.violations`, and a test asserts that it is e
 
 import collections
 import ctypes
+import functools
 import math
 import random
 import threading
@@ -124,7 +125,7 @@ def fault_of(whole, begin, n_bytes):
 class EmulatedMemory:
     """Bytes between red zones, at a multiple of 256; pinned memory too."""
 
-    def __init__(self, allocations, n_bytes, fill):
+    def __init__(self, allocations, n_bytes, fill, free=None):
         self._whole = np.empty(n_bytes + 2 * RED_BYTES + ALIGNMENT, dtype=np.uint8)
         self._begin = -(self._whole.ctypes.data + RED_BYTES) % ALIGNMENT + RED_BYTES
         self._whole[:] = RED
@@ -132,7 +133,8 @@ class EmulatedMemory:
         self.address = self._whole.ctypes.data + self._begin
         self.array[:] = fill
         allocations.add(self.address, n_bytes)
-        weakref.finalize(self, allocations.remove, self._whole, self._begin, n_bytes)
+        remove = functools.partial(allocations.remove, self._whole, self._begin, n_bytes)
+        weakref.finalize(self, remove if free is None else free, *([] if free is None else [remove]))
 
     @property
     def __array_interface__(self):
@@ -153,8 +155,9 @@ class EmulatedMemory:
 class EmulatedArray:
     """An array of the emulated device, with the interface that frameworks read."""
 
-    def __init__(self, memory, shape, dtype, stream):
+    def __init__(self, memory, shape, dtype, stream, begin=0):
         self.memory = memory
+        self._begin = begin  # byte of the memory
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)
         self._stream = stream
@@ -165,14 +168,27 @@ class EmulatedArray:
             "version": 3,
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (self.memory.address if self.memory.n_bytes else 0, False),
+            "data": (self.memory.address + self._begin if math.prod(self.shape) else 0, False),
             "strides": None,
             "stream": self._stream or 1,  # 0 is not allowed; 1 is the default stream
         }
 
     def numpy(self):
         """The array itself, as the host sees it: no copy."""
-        return self.memory.array.view(self.dtype).reshape(self.shape)
+        n_bytes = math.prod(self.shape) * self.dtype.itemsize
+        own = self.memory.array[self._begin : self._begin + n_bytes]
+        return own.view(self.dtype).reshape(self.shape)
+
+    def __getitem__(self, rows):
+        """Rows [start, stop), over the same memory."""
+        first, end, _ = rows.indices(self.shape[0])
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        shape = (max(0, end - first), *self.shape[1:])
+        begin = self._begin + first * row_bytes
+        return EmulatedArray(self.memory, shape, self.dtype, self._stream, begin)
+
+    def __len__(self):
+        return self.shape[0]
 
 
 class EmulatedEvent:
@@ -202,6 +218,7 @@ class EmulatedQueue:
     def download(self, source, out):
         assert out.flags.c_contiguous, "download takes a contiguous array"
         assert out.flags.writeable, "download takes an array that can be written"
+        self._device.n_waits += 1
         self._move(out.ctypes.data, source, out.nbytes, device_bytes=[source])
 
     def copy(self, to, source, n_bytes):
@@ -222,7 +239,7 @@ class EmulatedQueue:
         event.wait()
 
     def synchronize(self):
-        pass
+        self._device.n_waits += 1
 
     def _move(self, to, source, n_bytes, device_bytes):
         for address in device_bytes:
@@ -255,6 +272,7 @@ class EmulatedDevice:
         self.current_stream = 0
         self.allocations = Allocations()
         self.launches = collections.Counter()  # by kernel
+        self.n_waits = 0  # of the host for a queue
         self.seed = seed
         self._queues = {}
 

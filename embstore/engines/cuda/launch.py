@@ -30,17 +30,17 @@ class Launcher:
         held = self._scratch.get(name)
         if held is None or held.n_bytes < n_bytes:
             self._scratch.pop(name, None)
-            self._scratch[name] = held = self.queue.alloc(max(256, n_bytes + n_bytes // 4))
+            self._scratch[name] = held = self.alloc(max(256, n_bytes + n_bytes // 4))
         return held.address
+
+    def alloc(self, n_bytes: int) -> Memory:
+        """Return uninitialized memory."""
+        return self.queue.alloc(n_bytes)
 
     @property
     def scratch_bytes(self) -> int:
         """Bytes of all scratch memory."""
         return sum(memory.n_bytes for memory in self._scratch.values())
-
-    def on(self, queue: Queue) -> None:
-        """Go on with another queue, which is ordered after all that was queued so far."""
-        self.queue = queue
 
 
 def packed(

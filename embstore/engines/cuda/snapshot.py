@@ -86,9 +86,9 @@ class Cut:
         queue = self.launcher.queue
         n_words = max(1, -(-n_ids // 32))
         self._names = kernels.struct_fields("CutView")
-        self._view: Memory = queue.alloc(8 * len(self._names))
-        self.waiting: Memory = queue.alloc(4 * n_words)
-        self._image_of: Memory = queue.alloc(4 * max(1, n_ids))
+        self._view: Memory = self.launcher.alloc(8 * len(self._names))
+        self.waiting: Memory = self.launcher.alloc(4 * n_words)
+        self._image_of: Memory = self.launcher.alloc(4 * max(1, n_ids))
         self._frozen: Memory | None = None
         self.images = RowImages(engine, n_rows, log_bytes, file)
         self.most_logged = 0  # images that may have been made
@@ -183,7 +183,7 @@ class Cut:
         if self.errno or self.is_detached or self._frozen is not None:
             return
         try:
-            frozen = self.launcher.queue.alloc(META_BYTES * max(1, self.n_ids))
+            frozen = self.launcher.alloc(META_BYTES * max(1, self.n_ids))
         except OutOfMemoryError:
             self.errno = errno.ENOMEM
             return
@@ -251,7 +251,7 @@ class CudaSnapshot:
         n_bytes = self._storage.bloom_bytes
         if not n_bytes:
             return None
-        memory = self._launcher.queue.alloc(n_bytes)
+        memory = self._launcher.alloc(n_bytes)
         self._launcher.queue.copy(memory.address, self._storage.bloom_address, n_bytes)
         return memory
 

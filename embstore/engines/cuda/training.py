@@ -221,7 +221,9 @@ def sum_up(
     return Sums(view, runs, sums, is_bad, counts)
 
 
-def update(launcher: Launcher, table: int, batch: Distinct, summed: Sums, dim: int, how: Step) -> None:
+def update(
+    launcher: Launcher, table: int, batch: Distinct, summed: Sums, dim: int, how: Step
+) -> None:
     """Train the rows of a batch by its sums, unless one is not finite and that is an error."""
     scalars = launcher.scratch("update scalars", 64)
     launcher.run(
@@ -255,8 +257,15 @@ def update(launcher: Launcher, table: int, batch: Distinct, summed: Sums, dim: i
         step=how.step,
         lanes_shift=shift,
     )
-    settled = {"table": table, "counts": summed.counts, "on_nonfinite": how.on_nonfinite}
-    launcher.run("settle_update", 1, **settled)
+    launcher.run(
+        "settle_update",
+        1,
+        table=table,
+        counts=summed.counts,
+        on_nonfinite=how.on_nonfinite,
+        keys=batch.keys,
+        inverse=batch.inverse,
+    )
 
 
 def counted(launcher: Launcher, counts: int) -> dict[str, int]:

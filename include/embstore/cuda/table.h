@@ -46,6 +46,8 @@ struct Counters {
   uint64_t n_nonfinite;
   uint64_t n_steps_clamped;
   uint64_t n_bloom_added;
+  uint64_t n_bad_calls;  // of apply_gradients, refused because a sum was not finite and nobody waited to hear it
+  uint64_t bad_key;      // of the last of them
 };
 
 // What follows from a table's parameters by core's rules.
