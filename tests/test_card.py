@@ -1,6 +1,6 @@
 """What only a card can show: memory beyond 32 bits, many streams, an empty home.
 
-Every test compares with the CPU engine on a sample of the keys, whose rows are functions of the key.
+Most compare a sample of the keys with the CPU engine: rows are functions of their keys.
 """
 
 import os

@@ -31,12 +31,14 @@ class Timed:
     """A call that its clock times: what a contender builds.
 
     A sample is `n_calls` calls, queued one behind another. `prepare` runs before each sample, and
-    is not timed; both are called with the number of the call.
+    is not timed; both are called with the number of the call. `host_ns` are the times that the host
+    took to queue a sample: where they are as long as the sample, the device waits for the host.
     """
 
     def __init__(self, clock, call, n_calls=1, prepare=None, stream=None):
         self._clock, self._call, self._n_calls = clock, call, n_calls
         self._prepare, self._stream = prepare, stream
+        self.host_ns = []
 
     def __call__(self, turn):
         self.sample_ns(turn)
@@ -49,8 +51,10 @@ class Timed:
         return self._clock.sample_ns(self._queue_all, first, self._stream)
 
     def _queue_all(self, first):
+        begin = time.perf_counter_ns()
         for number in range(first, first + self._n_calls):
             self._call(number)
+        self.host_ns.append((time.perf_counter_ns() - begin) / self._n_calls)
 
 
 class Clock:

@@ -227,21 +227,25 @@ def insert_case(session, filled, fresh, peer):
     """Measure find_or_insert with one share of new keys, beside find of keys that are there."""
     n, dim, crossing = session.scale.batch, filled.table.dim, session.crossing
     axes = filled.axes(NORMAL_LOAD, fresh=fresh, rows_in=crossing.place("find_or_insert"))
-    out, step, given = crossing.out("find_or_insert", (n, dim)), [0], [None]
+    out, step, given = crossing.out("find_or_insert", (n, dim)), [0], []
+
+    n_calls = 1 if fresh or crossing.place("find_or_insert") == "host" else session.scale.n_calls
 
     def prepare(number):
-        first = FIRST_FRESH + filled.n_drawn
-        batch = session.data.uniform(n, filled.n_rows, 100 + number, fresh, first)
-        filled.n_drawn += n if fresh else 0
-        given[0] = crossing.crossing("find_or_insert", batch.keys)
+        given.clear()
+        for at in range(number, number + n_calls):
+            first = FIRST_FRESH + filled.n_drawn
+            batch = session.data.uniform(n, filled.n_rows, 100 + at, fresh, first)
+            filled.n_drawn += n if fresh else 0
+            given.append(crossing.crossing("find_or_insert", batch.keys))
 
     def call(number):
         step[0] += 1
-        filled.table.find_or_insert(given[0], step=step[0], out=out)
+        filled.table.find_or_insert(given[number % n_calls], step=step[0], out=out)
 
     each = model.mixed_bytes(dim, 0, fresh)
     name = "Table.find_or_insert"
-    lanes = [Lane(name, call, n, "keys", each, prepare=prepare)]
+    lanes = [Lane(name, call, n, "keys", each, prepare=prepare, n_calls=n_calls)]
     ratios = []
     if fresh == 0.0:
         lanes.append(find_lanes(session, filled)[0])
@@ -280,8 +284,9 @@ def pooled_cases(session, filled):
 
         each = model.pooled_bytes(dim, bag)
         more = {"n_calls": session.scale.n_calls}
+        here = {} if crossing.place("pooled") == "host" else more
         lanes = [
-            Lane("Table.pooled", by_verb, n_ids, "ids", each),
+            Lane("Table.pooled", by_verb, n_ids, "ids", each, **here),
             Lane("pooled kernels", by_kernel, n_ids, "ids", each, **more),
         ]
         notes = {}

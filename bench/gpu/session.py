@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from bench import harness
 from bench.gpu.adapter import Crossing, NotMeasured
 from bench.gpu.clock import Timed
@@ -176,13 +178,21 @@ class Session:
         )
 
     def _run(self, case, alive, notes):
-        result = replace(harness.run_case(case, SimpleNamespace()), notes=notes)
+        result = harness.run_case(case, SimpleNamespace())
+        result = replace(result, notes=notes | self._queued(alive))
         figures = [*self._rates(result, [lane for lane, _ in alive])]
         figures += harness.figures_of(case, result)
         self.cases.append(result)
         self.figures += figures
         self.say("\n".join(self._lines(result, [lane for lane, _ in alive], figures)))
         return result
+
+    @staticmethod
+    def _queued(alive):
+        """Return how long the host took to queue a call of each contender that a clock timed."""
+        timed = {lane.name: getattr(call, "host_ns", None) for lane, call in alive}
+        shown = {name: round(float(np.median(t)) / 1e3, 1) for name, t in timed.items() if t}
+        return {"us of the host a call": shown} if shown else {}
 
     def _rates(self, result, lanes):
         """Yield the figures of each lane: things and GB a second, share of the floor, time."""

@@ -115,11 +115,14 @@ def backward_case(session, filled, axes, batches, name=""):
     key = (name, table.dim)
     each = model.update_bytes(table.dim, slot_floats(table)) if name else None
     whole = None if each is None else each + model.hit_bytes(table.dim)
+    whole_of, kernel_of = targets.BACKWARD.get(key), targets.UPDATE.get(key)
+    more = {"n_calls": session.scale.n_calls}
+    here = {} if session.crossing.place("apply_gradients") == "host" else more
     lanes = [
-        Lane(APPLY, apply, n, "keys", each, of_floor=targets.BACKWARD.get(key)),
-        Lane(SORT, sort, n),
-        Lane(UPDATE, update, n, "keys", each, of_floor=targets.UPDATE.get(key), prepare=add_up),
-        Lane("step: find_or_insert, apply_gradients", step, n, "keys", whole),
+        Lane(APPLY, apply, n, "keys", each, of_floor=whole_of, **here),
+        Lane(SORT, sort, n, **more),
+        Lane(UPDATE, update, n, "keys", each, of_floor=kernel_of, prepare=add_up, **more),
+        Lane("step: find_or_insert, apply_gradients", step, n, "keys", whole, **here),
     ]
     n_unique = len(np.unique(session.clock.host(batches[0].ids)))
     notes = {"unique_share": round(n_unique / n, 4), "slot_floats": slot_floats(table)}
