@@ -1,8 +1,8 @@
 """A compact program of all verbs on a card, held to the CPU engine and the oracle.
 
-For compute-sanitizer, under which kernels are a hundred times as slow: ``python tests/card_program.py
-N_KEYS N_VERBS``. Memory comes from CUDA itself and not from CuPy's pool, so that a write beyond an
-allocation meets no neighbour.
+For compute-sanitizer, under which kernels are a hundred times as slow:
+``python tests/card_program.py N_KEYS N_VERBS``. Memory comes from CUDA itself and not from CuPy's
+pool, so that a write beyond an allocation meets no neighbour.
 """
 
 import sys

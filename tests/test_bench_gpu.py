@@ -1,8 +1,11 @@
 """The benchmark of a card runs, on an emulated one; no test looks at a time."""
 
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import card_kit
 import numpy as np
 import pytest
 
@@ -13,9 +16,9 @@ import embstore as es  # noqa: E402
 from bench import __main__ as bench_program  # noqa: E402
 from bench import keys, plot, results  # noqa: E402
 from bench.gpu import adapter, model, pictures, program, targets  # noqa: E402
-from bench.gpu.clock import EmulatedClock, Timed, address  # noqa: E402
+from bench.gpu.clock import EmulatedClock, GpuClock, Timed, address  # noqa: E402
 from bench.gpu.data import Data  # noqa: E402
-from bench.gpu.peers import hkv_program  # noqa: E402
+from bench.gpu.peers import HkvPeer, hkv_program  # noqa: E402
 from bench.gpu.session import SCALES, Lane, Session  # noqa: E402
 from bench.report import closing_lines  # noqa: E402
 from embstore.engines.cuda import status, storage  # noqa: E402
@@ -223,3 +226,85 @@ def test_hierarchicalkv_is_looked_for_before_it_is_built(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(adapter.NotMeasured, match="nvcc, which is not on PATH"):
         hkv_program(tmp_path)
+
+
+DRIVER = """#!/usr/bin/env python3
+import sys
+print("what a library says")
+print("ready", *sys.argv[1:], flush=True)
+for line in sys.stdin:
+    print("error: too much" if "0.5" in line else 1000 * len(line.split()), flush=True)
+"""
+
+
+def test_the_driver_of_hierarchicalkv_is_told_by_lines_and_times_itself(clock, tmp_path):
+    program = tmp_path / "driver"
+    program.write_text(DRIVER)
+    program.chmod(0o755)
+    session = Session(clock, SCALES["emulated"], say=lambda text: None)
+    peer = HkvPeer(session, program, 8, n_rows=650, n_cells=1000)
+    try:
+        assert peer.shape == ["1024", "8", "32", "0", "665"]
+        lanes = [peer.lane("find", 204), peer.lane("find_or_insert 0.5", 204)]
+        result = session.measure("find", {"dim": 8}, lanes[:1])
+        assert set(result.contenders[0].times_ns) == {3000}
+        with pytest.raises(adapter.NotMeasured, match="too much"):
+            lanes[1].call(0)
+    finally:
+        peer.close()
+    program.write_text("#!/bin/sh\necho error no memory\n")
+    with pytest.raises(adapter.NotMeasured, match="error no memory"):
+        HkvPeer(session, program, 8, n_rows=650, n_cells=1000)
+
+
+def test_a_card_is_timed_by_events_around_what_is_queued():
+    log = []
+
+    class Event:
+        def __init__(self):
+            self.number = len(log)
+
+        def record(self, stream):
+            log.append(("record", stream))
+
+        def synchronize(self):
+            log.append("synchronize")
+
+    cuda = SimpleNamespace(
+        Event=Event,
+        get_current_stream=lambda: "current",
+        get_elapsed_time=lambda begin, end: 0.25 * (end.number - begin.number + 1),
+    )
+    clock = GpuClock.__new__(GpuClock)
+    clock.cupy = SimpleNamespace(cuda=cuda)
+    assert Timed(clock, log.append, n_calls=2).sample_ns(3) == 250_000
+    assert log == [("record", "current"), 6, 7, ("record", "current"), "synchronize"]
+    log.clear()
+    Timed(clock, log.append, stream="own", prepare=lambda number: log.append("prepare")).sample_ns(
+        1
+    )
+    assert log == ["prepare", ("record", "own"), 1, ("record", "own"), "synchronize"]
+
+
+# ---- make test-gpu, make bench-gpu
+
+
+def test_without_a_card_test_gpu_ends_with_one_line(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho there is no card here\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / ".ci" / "test-gpu", python], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "test-gpu: FAILED: nothing was tested: there is no card here\n"
+
+
+def test_the_device_under_test_is_named_by_the_environment(monkeypatch):
+    monkeypatch.setenv(card_kit.VARIABLE, "gpu0")
+    with pytest.raises(ValueError, match='"cuda", "cuda:N" or "emulated", got \'gpu0\''):
+        card_kit.asked_for()
+    for name, is_real in (("", False), ("emulated", False), ("cuda", True), ("cuda:3", True)):
+        monkeypatch.setenv(card_kit.VARIABLE, name)
+        assert (card_kit.asked_for(), card_kit.is_real()) == (name, is_real)

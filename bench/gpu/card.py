@@ -56,8 +56,10 @@ def smi(index):
     return dict(zip(["driver", *QUERIES], values, strict=False))
 
 
-def resources(clock):
+def resources(clock, is_quick=False):
     """Return registers and spilled bytes of each kernel of the engine, by name."""
+    if is_quick:
+        return {"not measured": "to compile all kernels anew takes longer than a quick run"}
     if clock.is_emulated:
         return {"not measured": "an emulator has no registers"}
     arch = int(clock.cupy.cuda.Device(clock.index).compute_capability)

@@ -129,6 +129,7 @@ class GpuClock(Clock):
         """Return (replay, stream) of a graph of what call(queue) queues."""
         stream = self.cupy.cuda.Stream(non_blocking=True)
         queue = self.device.queue(stream.ptr)
+        self.synchronize()  # this stream does not wait for the others
         call(queue)  # loads what is not loaded yet
         queue.synchronize()
         with stream:

@@ -122,7 +122,7 @@ class HkvPeer:
             text=True,
         )
         try:
-            self._read("ready")
+            self.shape = self._read("ready").split()[1:]  # what it has made
         except NotMeasured:
             self.close()
             raise

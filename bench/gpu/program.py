@@ -5,12 +5,13 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import embstore as es
 from bench import machine, results
 from bench.gpu import card, ceilings, reading, targets, tiers, training
-from bench.gpu.adapter import NotMeasured
+from bench.gpu.adapter import VERBS, NotMeasured
 from bench.gpu.clock import EmulatedClock, GpuClock
 from bench.gpu.peers import hkv_opener, hkv_program, torch_on
 from bench.gpu.session import SCALES, Session
@@ -48,7 +49,7 @@ def clock_of(options):
 
 
 def measure(session, options):
-    """Run all sections, the ones that matter most first."""
+    """Run all sections, the ones that matter most first; yield after each."""
     hkv = options.hkv
     if hkv is not None and not session.clock.is_emulated:
         with session.guarded("HierarchicalKV", {}):
@@ -62,6 +63,7 @@ def measure(session, options):
     for name, section in sections.items():
         session.say(f"\n=== {name} (after {session.seconds:.0f} s)")
         section()
+        yield name
 
 
 def lacks_of(session):
@@ -74,36 +76,38 @@ def lacks_of(session):
     return found
 
 
-def run(options, clock, say=print, is_strict=False):
-    """Measure, and return the session and its `Run`."""
+def run(options, clock, say=print, is_strict=False, keep=None):
+    """Measure, and return the session and its `Run`; `keep` gets what there is so far."""
     facts = machine.facts() | {"card": card.facts(clock)}
     say(", ".join(f"{name} {value}" for name, value in facts["card"].items()))
     scale = SCALES[options.scale]
     if options.seconds is not None:
         scale = replace(scale, seconds=options.seconds)
-    session = Session(clock, scale, options.seed, say, is_strict)
     date = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
-    resources = card.resources(clock)
+    session = Session(clock, scale, options.seed, say, is_strict)
+    resources = card.resources(clock, options.scale == "quick")
     say("\n".join(card.resource_lines(resources)))
-    measure(session, options)
-    facts |= {"kernels": resources, "copy_bytes_per_s": session.bytes_per_s}
-    facts |= {
-        "rows_in": {verb: session.crossing.place(verb) for verb in ("find", "apply_gradients")}
-    }
-    return session, results.Run(
-        concept="gpu",
-        date=date,
-        scale=options.scale,
-        label=options.label,
-        seed=options.seed,
-        machine=facts,
-        cases=session.cases,
-        figures=session.figures,
-    )
+    found = None
+    for _ in measure(session, options):
+        more = {"kernels": resources, "copy_bytes_per_s": session.bytes_per_s}
+        more["rows_in"] = {verb: session.crossing.place(verb) for verb in VERBS}
+        found = results.Run(
+            concept="gpu",
+            date=date,
+            scale=options.scale,
+            label=options.label,
+            seed=options.seed,
+            machine=facts | more,
+            cases=list(session.cases),
+            figures=list(session.figures),
+        )
+        if keep is not None:
+            keep(found)
+    return session, found
 
 
 def written(found, folder, say):
-    """Write the JSON, and the pictures where matplotlib is installed."""
+    """Say where the JSON is, and draw the pictures where matplotlib is installed."""
     say(f"written: {results.write(found, folder).name}")
     if not machine.has_module("matplotlib"):
         say("SKIPPED: plots: matplotlib is not installed")
@@ -114,19 +118,20 @@ def written(found, folder, say):
         say(f"written: plots/{path.name}")
 
 
-def main(argv=None, say=print):
+def main(argv=None):
     """Run what the command line asks for, print it, and write it to files."""
-    options = arguments(argv)
+    options, say = arguments(argv), partial(print, flush=True)
     status = es.cuda_status()
     if not (options.emulated or status.is_available):
         say(f"python -m bench gpu: there is no card to measure: {status.message}")
         return 1
     begin = time.monotonic()
+    folder = options.out or (results.FOLDER if options.scale == "default" else None)
+    keep = None if folder is None else partial(results.write, folder=folder)
     with clock_of(options) as clock:
-        session, found = run(options, clock, say)
+        session, found = run(options, clock, say, keep=keep)
         say("\n=== targets")
         say("\n".join(closing_lines([found], lacks_of(session), targets.ROWS)))
-    folder = options.out or (results.FOLDER if options.scale == "default" else None)
     if folder:
         written(found, folder, say)
     say(f"({time.monotonic() - begin:.0f} s)")

@@ -48,6 +48,7 @@ class Filled:
         if "find_or_insert" not in session.crossing.missing:
             out = session.clock.empty((session.scale.batch, self.table.dim), np.float32)
         while self.n_rows < n_wanted:
+            session.require_time()
             n = min(session.scale.batch, n_wanted - self.n_rows)
             keys = session.data.following(self.n_rows, n)
             session.crossing.insert(self.table, keys, out if n == session.scale.batch else None)
@@ -94,11 +95,14 @@ def measure_dim(session, dim, hkv):
         with forced_load(max(LOADS)):
             filled.fill_to(0.5)
             find_case(session, filled, 0.5)
+            session.clock.release()
             filled.fill_to(INSERT_LOAD)
+            session.clock.release()
             peer = opened(session, hkv, dim, filled)
             insert_cases(session, filled, peer)
             filled.fill_to(NORMAL_LOAD)
             find_case(session, filled, NORMAL_LOAD, peer)
+            session.clock.release()
             if peer is not None:
                 peer.close()
                 peer = None
@@ -189,8 +193,8 @@ def find_case(session, filled, load, peer=None):
         lanes.append(peer.lane("find", model.find_bytes(dim)))
         target = targets.FIND_HKV.get(dim) if is_normal else None
         ratios += [Ratio(FIND, HKV, target), Ratio(FIND_KERNEL, HKV)]
+        notes["HierarchicalKV capacity, rows when filled"] = peer.shape
     session.measure("find", axes, lanes, ratios, **notes)
-    session.clock.release()
 
 
 def static_rows(session, filled):

@@ -103,6 +103,7 @@ class Session:
     """A run: sections call `measure` for what they have, and `skip` for what they cannot have."""
 
     def __init__(self, clock, scale, seed=0, say=print, is_strict=False):
+        self._begin = time.monotonic()
         self.clock, self.scale, self.seed, self.say = clock, scale, seed, say
         self.is_strict = is_strict  # whether what fails is an error of the program
         self.data = Data(clock, seed)
@@ -111,12 +112,20 @@ class Session:
         self.cases, self.figures = [], []
         self.n_failed = 0
         self.lacks = {}  # by what a target needs: why there is none
-        self._begin = time.monotonic()
 
     @property
     def seconds(self):
         """Seconds since the beginning."""
         return time.monotonic() - self._begin
+
+    @property
+    def _out_of_time(self):
+        return f"out of time: {self.scale.seconds:.0f} s were given"
+
+    def require_time(self):
+        """Raise when the time is over."""
+        if self.seconds > self.scale.seconds:
+            raise NotMeasured(self._out_of_time)
 
     def rows_that_fit(self, row_bytes, n_rows=None, spare=SPARE):
         """Return the rows of so many bytes, with records and index, that the card has room for."""
@@ -128,7 +137,7 @@ class Session:
     def measure(self, name, axes, lanes, ratios=(), rounds=None, **notes):
         """Let the lanes take turns, and print and keep their figures."""
         if self.seconds > self.scale.seconds:
-            self.skip(name, axes, f"out of time: {self.scale.seconds:.0f} s were given")
+            self.skip(name, axes, self._out_of_time)
             return None
         alive, missed = [], {}
         for lane in lanes:

@@ -46,6 +46,7 @@ def measure(session):
 
 def backward(session, name, dim, n_rows, with_zipf=False):
     """Measure the backward pass of one optimizer."""
+    session.require_time()
     floats = dim * (1 + SLOT_VECTORS.get(name, 2))
     fitting = session.rows_that_fit(4 * floats, n_rows)
     filled = new_table(session, dim, fitting, optimizer=OPTIMIZERS[name])
