@@ -8,6 +8,7 @@ ClosedTableError.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -171,6 +172,14 @@ class Engine(Protocol):
 
     def check(self) -> None:
         """Raise what went wrong in calls that did not wait."""
+        ...
+
+    def capturing(self) -> AbstractContextManager[None]:
+        """Let calls inside be captured in a graph of the device."""
+        ...
+
+    def replaying(self, step: int | None, lr: float) -> AbstractContextManager[None]:
+        """Frame the replay of a graph; `step` None if nothing but reads was captured."""
         ...
 
     def new_output(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -29,6 +29,7 @@ from embstore.table.base import EvictionSink
 from embstore.table.batch import Batch, PooledBatch, PoolMode, as_bags
 from embstore.table.content import TableContent
 from embstore.table.files import TableFiles
+from embstore.table.graphs import TableGraphs
 
 Missing = Literal["default", "initial", "raise"]
 Admit = Literal["policy", "always"]
@@ -36,7 +37,7 @@ MISSING: tuple[Missing, ...] = ("default", "initial", "raise")
 ADMIT: tuple[Admit, ...] = ("policy", "always")
 
 
-class Table(TableContent, TableFiles):
+class Table(TableContent, TableFiles, TableGraphs):
     """A dynamic table from int64 keys, all 2**64 of them, to rows of `dim` values.
 
     Any number of threads may `find` while one at a time trains or evicts; others queue. A save lets

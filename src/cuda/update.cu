@@ -11,13 +11,15 @@ struct PrepareUpdateArgs {
   double lr;
   double beta1_power;
   double beta2_power;
+  const Now* now;  // of a captured graph, in place of the three; or null
   UpdateScalars* scalars;
 };
 
 // The constants of one call, and its counts cleared. By one thread.
 EMB_KERNEL(prepare_update, PrepareUpdateArgs) {
   if (grid_thread() != 0) return;
-  *a.scalars = update_scalars(optimizer_of(*a.table), a.lr, a.beta1_power, a.beta2_power);
+  const Now now = a.now != nullptr ? *a.now : Now{0, 0, a.lr, a.beta1_power, a.beta2_power};
+  *a.scalars = update_scalars(optimizer_of(*a.table), now.lr, now.beta1_power, now.beta2_power);
 }
 
 struct ClearCountsArgs {
@@ -81,13 +83,15 @@ struct UpdateRowsArgs {
   const float* sums;
   const UpdateScalars* scalars;
   uint64_t t;
-  uint64_t step;  // relative
+  uint64_t step;   // relative
+  const Now* now;  // of a captured graph, in place of both; or null
   uint64_t lanes_shift;
 };
 
 EMB_DEVICE Update update_of(const UpdateRowsArgs& a) {
-  return Update{*a.table, optimizer_of(*a.table), *a.scalars, static_cast<uint32_t>(a.t),
-                static_cast<uint32_t>(a.step)};
+  const uint64_t t = a.now != nullptr ? a.now->t : a.t;
+  const uint64_t step = a.now != nullptr ? a.now->step : a.step;
+  return Update{*a.table, optimizer_of(*a.table), *a.scalars, static_cast<uint32_t>(t), static_cast<uint32_t>(step)};
 }
 
 // Whether nothing is to be changed, because a sum was not finite.

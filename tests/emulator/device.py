@@ -134,7 +134,9 @@ class EmulatedMemory:
         self.array[:] = fill
         allocations.add(self.address, n_bytes)
         remove = functools.partial(allocations.remove, self._whole, self._begin, n_bytes)
-        weakref.finalize(self, remove if free is None else free, *([] if free is None else [remove]))
+        weakref.finalize(
+            self, remove if free is None else free, *([] if free is None else [remove])
+        )
 
     @property
     def __array_interface__(self):
@@ -231,6 +233,9 @@ class EmulatedQueue:
 
     def launch(self, kernel, n_threads, args):
         self._device.launch(kernel, n_threads, args)
+
+    def is_capturing(self):
+        return False
 
     def record(self):
         return EmulatedEvent()

@@ -16,8 +16,9 @@ from .device import GARBAGE, EmulatedArray, EmulatedDevice, EmulatedMemory, Emul
 class LazyEvent:
     """A point in the order of a queue."""
 
-    def __init__(self, device):
+    def __init__(self, device, graph):
         self._device = device
+        self.graph = graph
         self.is_set = False
 
     def is_done(self):
@@ -37,8 +38,10 @@ class LazyQueue(EmulatedQueue):
         self.graph = None
 
     def push(self, do, after=None):
+        if after is not None and after.graph is not None:
+            self.graph = after.graph  # this stream joins the capture
         if self.graph is not None:
-            assert after is None, "a captured stream waits for an event from outside"
+            assert after is None or after.graph is self.graph, "a graph waits for what is not in it"
             self.graph.append(do)
             return
         with self._device.lock:
@@ -86,7 +89,7 @@ class LazyQueue(EmulatedQueue):
         self.push(lambda: EmulatedQueue.launch(self, kernel, n_threads, copied))
 
     def record(self):
-        event = LazyEvent(self._device)
+        event = LazyEvent(self._device, self.graph)
         if self.graph is None:
             self.push(lambda: setattr(event, "is_set", True))
         return event
@@ -109,8 +112,11 @@ class LazyQueue(EmulatedQueue):
         self.graph = []
 
     def end_capture(self):
-        """Return a function that queues what was captured."""
-        captured, self.graph = self.graph, None
+        """Return a function that queues what was captured, on this stream and those that joined."""
+        captured = self.graph
+        for queue in self._device.queues():
+            if queue.graph is captured:
+                queue.graph = None
         return lambda: [self.push(do) for do in captured] and None
 
 
@@ -129,6 +135,10 @@ class LazyDevice(EmulatedDevice):
             if handle not in self._queues:
                 self._queues[handle] = LazyQueue(self, handle)
             return self._queues[handle]
+
+    def queues(self):
+        with self.lock:
+            return list(self._queues.values())
 
     def new_memory(self, n_bytes, fill, free=None):
         return EmulatedMemory(self.allocations, int(n_bytes), fill, free or self.free_later)

@@ -96,7 +96,11 @@ def test_nothing_waits(card):
 
 def test_it_waits_where_it_must(card):
     """Growth, and a table that may be full, are seen to in time."""
-    for limits in ({}, {"max_rows": 700, "on_full": "refuse"}, {"max_rows": 700, "on_full": "evict"}):
+    for limits in (
+        {},
+        {"max_rows": 700, "on_full": "refuse"},
+        {"max_rows": 700, "on_full": "evict"},
+    ):
         here, there = table_on("cpu", **limits), table_on("cuda", **limits)
         for step, keys, grads in steps(12):
             expected = here.find_or_insert(keys, step=step)

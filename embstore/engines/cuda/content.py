@@ -212,4 +212,5 @@ class CudaContent(CudaInserting):
             self._check_data(self._counters())
             snapshot = CudaSnapshot(self, is_delta, log_bytes, file)
             self._snapshot = snapshot.cut
+            self._storage.set_cut(snapshot.cut.view)
             return snapshot

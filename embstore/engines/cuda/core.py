@@ -21,8 +21,8 @@ from embstore.engines import kernels, native, streams
 from embstore.engines.cuda.batch import MOST_KEYS, Distinct
 from embstore.engines.cuda.bounds import Bounds
 from embstore.engines.cuda.clock import BASE_KEPT, BASE_SPAN, Clock
-from embstore.engines.cuda.device import Device, Event
-from embstore.engines.cuda.launch import Launcher
+from embstore.engines.cuda.device import Device, Event, Queue
+from embstore.engines.cuda.launch import KeepingLauncher, Launcher
 from embstore.engines.cuda.row_bits import DeviceTable, RowList
 from embstore.engines.cuda.snapshot import Cut
 from embstore.engines.cuda.storage import Counters, Storage, TakenLog
@@ -49,6 +49,26 @@ COUNTED_NAMES = (
 DTYPE_NUMBERS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
 
 
+class Capture:
+    """The memory of calls that are captured: it lives as long as their table."""
+
+    def __init__(self, home: Queue) -> None:
+        self._launcher = KeepingLauncher(home)
+        self._readers: dict[int, KeepingLauncher] = {}
+        self._was_captured = False
+
+    def begin(self, is_captured: bool) -> Launcher:
+        """Return the launcher of a writer's call; captured ones use the memory of those before."""
+        if is_captured and not self._was_captured:
+            self._launcher.rewind()
+        self._was_captured = is_captured
+        return self._launcher
+
+    def reader(self, queue: Queue) -> Launcher:
+        """Return the launcher of reads on a stream."""
+        return self._readers.setdefault(queue.handle, KeepingLauncher(queue))
+
+
 class CudaCore:
     """State of a table on a device, and what its verbs are made of."""
 
@@ -66,8 +86,13 @@ class CudaCore:
         self._depth = 0  # calls of this thread that are inside each other
         self._last_call: Event | None = None
         self._readers: dict[int, tuple[Launcher, Event | None]] = {}
-        self._launcher = Launcher(device.queue())
+        self._launcher = self._own_launcher = Launcher(device.queue())
         self._caller = self._launcher.queue
+        self._capture: Capture | None = None  # inside capturing()
+        self._captures: list[Capture] = []  # graphs may use their memory
+        self._is_captured = False  # this call
+        self._n_captured = 0  # keys of captured inserts, of one replay
+        self._now = self._launcher.alloc(8 * len(kernels.struct_fields("Now")))
         self._storage = Storage(spec, device, self._launcher, self._config)
         self._clock = Clock.at_birth(self._config)
         self._numbers = Counters()
@@ -108,7 +133,18 @@ class CudaCore:
 
     def _protect(self, rows: int, n: int, n_at: int) -> None:
         """Let a snapshot copy rows before they change: at most n, as many as stand at `n_at`."""
-        if self._snapshot is not None and n:
+        if self._is_captured:  # whoever saves while the graph is replayed
+            self._launcher.run(
+                "protect_rows_of_cut",
+                8 * n,
+                table=self._storage.view,
+                cut=0,
+                rows=rows,
+                first=0,
+                end=n,
+                n_at=n_at,
+            )
+        elif self._snapshot is not None and n:
             self._snapshot.protect(rows, n, n_at)
 
     def _protect_list(self, rows: RowList) -> None:
@@ -125,6 +161,8 @@ class CudaCore:
         """End a snapshot, whose cut took the change log with so many removed keys."""
         if self._snapshot is cut:
             self._snapshot = None
+            if not self._is_closed:
+                self._storage.set_cut(0)
         if is_saved or self._is_closed or not self._spec.track_changes:
             return
         n_log = self._counters().n_log
@@ -168,8 +206,13 @@ class CudaCore:
         """Let the table's stream go on after the caller's, and after all reads."""
         home = self._launcher.queue
         self._caller = self._device.queue(streams.current())
+        self._is_captured = self._is_capture_of(self._caller)
+        if self._capture is not None:
+            self._launcher = self._capture.begin(self._is_captured)
         if self._caller.handle != home.handle:
             home.wait_for(self._caller.record())
+        if self._is_captured:
+            return
         for handle, (launcher, event) in self._readers.items():
             if event is not None and handle not in (home.handle, self._caller.handle):
                 home.wait_for(event)
@@ -179,9 +222,35 @@ class CudaCore:
     def _end_call(self) -> None:
         """Let the caller's stream go on after the table's, and reads on any."""
         home = self._launcher.queue
-        self._last_call = home.record()
+        event = home.record()
         if self._caller.handle != home.handle:
-            self._caller.wait_for(self._last_call)
+            self._caller.wait_for(event)
+        if not self._is_captured:
+            self._last_call = event
+        self._is_captured = False
+        self._launcher = self._own_launcher
+
+    def _is_capture_of(self, queue: Queue) -> bool:
+        """Return whether what is queued goes into a graph, which needs capturing()."""
+        is_capturing = queue.is_capturing()
+        if is_capturing and self._capture is None:
+            raise ArgumentError(
+                f"{self._where}: the stream is being captured; begin the capture, and make the "
+                f"calls once before it, inside `with table.capturing():`"
+            )
+        return is_capturing
+
+    def _check_captured(self, may_be_late: bool) -> None:
+        """Raise if a captured call would have to wait."""
+        if self._is_captured and not may_be_late:
+            raise ArgumentError(
+                f"{self._where}: a captured call takes arrays of the card alone, of a table that "
+                f"is not strict"
+            )
+
+    @property
+    def _now_address(self) -> int:
+        return self._now.address if self._is_captured else 0
 
     @contextmanager
     def _reading(self) -> Iterator[Launcher]:
@@ -194,8 +263,14 @@ class CudaCore:
             if self._is_closed:
                 raise ClosedTableError(f"{self._where} is closed")
             queue = self._device.queue(streams.current())
+            if self._is_capture_of(queue):
+                assert self._capture is not None
+                yield self._capture.reader(queue)
+                return
             launcher, _ = self._readers.get(queue.handle, (None, None))
-            if launcher is None:
+            if self._capture is not None:
+                launcher = self._capture.reader(queue)
+            elif launcher is None:
                 launcher = Launcher(queue)
             is_home = queue.handle == self._launcher.queue.handle
             if self._last_call is not None and not is_home:
@@ -210,9 +285,19 @@ class CudaCore:
             return
         with self._lock:
             self._is_closed = True
-            for name in ("_launcher", "_storage", "_tally", "_reader", "_writer"):
+            for name in (
+                "_launcher",
+                "_own_launcher",
+                "_storage",
+                "_tally",
+                "_now",
+                "_reader",
+                "_writer",
+            ):
                 self.__dict__.pop(name, None)
             self._readers.clear()
+            self._captures.clear()
+            self._capture = None
             self._bounds.forget()
             self._export_order.drop()
             self._candidate_order.drop()
@@ -314,6 +399,10 @@ class CudaCore:
             if self._is_closed:
                 raise ClosedTableError(f"{self._where} is closed")
             queue = self._device.queue(streams.current())
+            if self._is_capture_of(queue):
+                raise ArgumentError(
+                    f"{self._where}: a captured call needs out=, memory that was there before"
+                )
             array = self._device.new_array(shape, dtype, queue)
         return cast(NDArray[Any], of_interface(array, "an output", self._where))
 

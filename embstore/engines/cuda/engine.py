@@ -6,6 +6,7 @@ What it computes, to the bit, is docs/semantics.md; how, include/embstore/cuda a
 from collections.abc import Sequence
 from typing import cast
 
+from embstore.engines.cuda.capture import CudaCapture
 from embstore.engines.cuda.content import CudaContent
 from embstore.engines.cuda.removing import CudaRemoving
 from embstore.engines.cuda.writing import CudaWriting
@@ -14,7 +15,7 @@ from embstore.engines.types import ApplyReport
 from embstore.errors import ClosedTableError
 
 
-class CudaEngine(CudaWriting, CudaRemoving, CudaContent):
+class CudaEngine(CudaWriting, CudaRemoving, CudaContent, CudaCapture):
     """One table on a card; see `embstore.engines.engine.Engine` for what the calls mean."""
 
     @staticmethod

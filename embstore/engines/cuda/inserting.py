@@ -41,17 +41,20 @@ class CudaInserting(CudaCore):
             return self._insert_parts([Part(keys, out, counts)], step, admit_always)
 
     def _insert_parts(self, parts: Sequence[Part], step: int, admit_always: bool) -> CudaTicket:
-        self._advance_base(step)
-        step = self._clamped(step)
-        self._maintain(step)
+        given = [a for part in parts for a in (part.keys, part.counts, part.rows)]
+        may_be_late = is_late(self._strict, *given)
+        self._check_captured(may_be_late)
+        if not self._is_captured:
+            self._advance_base(step)
+            step = self._clamped(step)
+            self._maintain(step)
         keys, counts, n = self._upload_joined(parts)
         distinct = self._distinct(keys, counts, n)
         admits = ADMITS_ALL if admit_always else ADMITS_BY_POLICY
         distinct.look_up(self._launcher, self._storage.view, admits)
-        given = [a for part in parts for a in (part.keys, part.counts, part.rows)]
-        may_be_late = is_late(self._strict, *given)
         self._insert(distinct, step, has_counts=True, may_be_late=may_be_late)
-        self._clock.saw(step)
+        if not self._is_captured:
+            self._clock.saw(step)
         first = 0
         for part in parts:
             self._give_part(distinct, first, part)
@@ -70,6 +73,12 @@ class CudaInserting(CudaCore):
 
         If the call need not wait, and there is room whatever the keys are, return None.
         """
+        if self._is_captured:
+            self._queue_tally(distinct)
+            self._protect(distinct.rows, distinct.n, distinct.n_unique)
+            self._commit(distinct, 0, has_counts)
+            self._n_captured += distinct.n
+            return None
         if may_be_late and self._surely_fits(distinct.n):
             self._queue_tally(distinct)
             self._protect(distinct.rows, distinct.n, distinct.n_unique)
@@ -202,6 +211,7 @@ class CudaInserting(CudaCore):
             cells=distinct.cells,
             ranks=distinct.ranks,
             step=self._relative(step),
+            now=self._now_address,
         )
         self._launcher.run("settle_insert", 1, table=self._storage.view, tally=self._tally.address)
 

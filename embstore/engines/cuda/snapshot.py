@@ -81,7 +81,7 @@ class Cut:
     def __init__(
         self, engine: "CudaCore", n_ids: int, n_rows: int, log_bytes: int, file: int
     ) -> None:
-        self.engine, self.n_ids = engine, n_ids
+        self.engine, self.n_ids, self.n_rows = engine, n_ids, n_rows
         self.launcher, self.storage = engine._launcher, engine._storage
         queue = self.launcher.queue
         n_words = max(1, -(-n_ids // 32))
@@ -121,6 +121,8 @@ class Cut:
             "image_bytes": self.images.image_bytes,
             "first_image": self.images.n_drained,
             "n_images": n_images,
+            "n_most": self.images.n_most,
+            "is_lost": 0,
         }
         self.launcher.queue.upload(self.view, packed(self._names, fields, "CutView"))
 
@@ -177,6 +179,24 @@ class Cut:
         """Write all images in memory to the file."""
         self.images.drain(self.most_logged - self.images.n_drained)
         self.write_view(self.most_logged)
+
+    def make_room(self, n: int) -> None:
+        """Make room for n images that a replayed graph may make."""
+        if self.errno or self.is_detached:
+            return
+        self.most_logged = self._n_images()
+        n = min(n, self.n_rows - self.most_logged)
+        try:
+            if self.most_logged + n > self.images.n_drained + self.images.n_most:
+                self._drain()
+        except OSError as error:
+            self.errno = error.errno or errno.EIO
+        self.most_logged += n
+
+    def note_lost(self) -> None:
+        """Take note of what a kernel found no room for; waits."""
+        if self._number(self.view + 8 * list(self._names).index("is_lost")):
+            self.errno = self.errno or errno.ENOSPC
 
     def freeze_metas(self) -> None:
         """Copy the records of all rows, before all of them change."""
@@ -262,6 +282,7 @@ class CudaSnapshot:
             raise ClosedTableError(f"{self._where}: the snapshot has ended")
 
     def _check_whole(self) -> None:
+        self.cut.note_lost()
         if self.cut.errno:
             text = os.strerror(self.cut.errno)
             raise CheckpointError(

@@ -230,6 +230,7 @@ class Storage:
             "weight_decay": config["weight_decay"],
             "step_base": 0,
             "counters": self._counters.address,
+            "cut": 0,
         }
 
     def set_clock(self, step_base: int | float, candidate_epoch: int | float) -> None:
@@ -238,6 +239,11 @@ class Storage:
         if old != (step_base, candidate_epoch):
             self._fields |= {"step_base": step_base, "candidate_epoch": candidate_epoch}
             self.write_descriptor()
+
+    def set_cut(self, cut: int) -> None:
+        """Tell kernels of captured graphs of the snapshot that is being read; 0 is none."""
+        self._fields["cut"] = cut
+        self.write_descriptor()
 
     def write_descriptor(self) -> None:
         """Write the descriptor anew, in the queue's order."""

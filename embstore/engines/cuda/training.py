@@ -97,6 +97,7 @@ class Step:
     step: int
     has_row_sums: bool
     on_nonfinite: int
+    now: int = 0
 
 
 def lanes_shift(dim: int) -> int:
@@ -234,6 +235,7 @@ def update(
         lr=how.lr,
         beta1_power=how.beta1_power,
         beta2_power=how.beta2_power,
+        now=how.now,
     )
     kernel, shift = "update_rows", lanes_shift(dim)
     if how.has_row_sums:
@@ -255,6 +257,7 @@ def update(
         scalars=scalars,
         t=how.t,
         step=how.step,
+        now=how.now,
         lanes_shift=shift,
     )
     launcher.run(

@@ -21,8 +21,10 @@ class CudaWriting(CudaInserting, CudaReading):
 
     def _apply(self, batch: JoinedBatch, step: int) -> ApplyReport:
         given = [array for part in batch.parts for array in (part.keys, part.rows)]
-        late = is_late(self._strict, *given) and step - self._clock.step_base < BASE_SPAN
         with self._writing():
+            late = is_late(self._strict, *given)
+            self._check_captured(late)
+            late = self._is_captured or (late and step - self._clock.step_base < BASE_SPAN)
             distinct = self._distinct_of(batch)
             on_nonfinite = self._config["on_nonfinite"]
             parts = [self._grad_part(place, part) for place, part in enumerate(batch.parts)]
@@ -35,10 +37,12 @@ class CudaWriting(CudaInserting, CudaReading):
                 counts = training.counted(self._launcher, sums.counts)
                 self._check_finite(distinct, counts)
                 report = report_of(counts, self._spec.on_nonfinite)
-            self._advance_base(step)
+            if not self._is_captured:
+                self._advance_base(step)
             self._protect(distinct.rows, distinct.n, distinct.n_unique)
-            step = self._clamped(step)
-            self._clock.train(step, self._betas)
+            if not self._is_captured:
+                step = self._clamped(step)
+                self._clock.train(step, self._betas)
             how = training.Step(
                 batch.lr,
                 self._clock.beta1_power,
@@ -47,6 +51,7 @@ class CudaWriting(CudaInserting, CudaReading):
                 self._relative(step),
                 self._has_row_sums,
                 on_nonfinite,
+                self._now_address,
             )
             training.update(self._launcher, self._storage.view, distinct, sums, self._spec.dim, how)
             return report or self._late_report(sums.counts)

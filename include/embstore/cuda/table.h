@@ -62,6 +62,17 @@ struct Derived {
   uint64_t has_moments;
 };
 
+// What changes from one replay of a captured graph to the next.
+struct Now {
+  uint64_t step;  // relative to step_base
+  uint64_t t;     // training steps
+  double lr;
+  double beta1_power;
+  double beta2_power;
+};
+
+struct CutView;  // snapshot.h
+
 struct TableView {
   // What a row is: values, then slots, in row_bytes; rows lie in chunks of 2^chunk_shift (arena.h).
   uint64_t dim;
@@ -111,6 +122,7 @@ struct TableView {
   double weight_decay;
   int64_t step_base;
   Counters* counters;
+  CutView* cut;  // of the snapshot that is being read, or null
 };
 
 EMB_DEVICE HashKeys hash_keys_of(const TableView& t) {

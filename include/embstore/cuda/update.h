@@ -59,9 +59,9 @@ EMB_DEVICE void store_trained(const Update& u, const RowToUpdate& r, uint32_t co
   char* const values = values_of(t, r.row);
   if (dtype == Dtype::kF32 || t.is_stochastic == 0) return store_values(dtype, values, column, w, n);
   const Words4 words = words_of(t.stream, r.key, Purpose::kRounding, column / 4, u.t);
-  uint16_t* const halves = reinterpret_cast<uint16_t*>(values) + column;
-  for (uint32_t i = 0; i < 4; ++i)
-    if (i < n) halves[i] = narrow_stochastic(dtype, w.x[i], uniform_of(words.x[i]));
+  Halves halves;
+  for (uint32_t i = 0; i < 4; ++i) halves.x[i] = narrow_stochastic(dtype, w.x[i], uniform_of(words.x[i]));
+  store_halves(reinterpret_cast<uint16_t*>(values) + column, halves, n);
 }
 
 // What clips a gradient and decays weights, but for the norm, whose ratio is given.
