@@ -214,6 +214,7 @@ TWINS = {
 OF_CUDA_ALONE = {
     "simt.h",  # threads, as thread_pool.h
     "row_bits.h",  # sets of rows and histograms; the CPU walks them in rows.h and evict.h
+    "cache.h",  # the approximate CacheEviction, which the CPU refuses
     "upkeep.h",  # what is due at a step: kernels; the CPU's loops stand in insert.h
 }
 

@@ -37,6 +37,14 @@ def check_hash_seed(hash_seed: object, where: str) -> int | None:
         raise ArgumentError(f"{where}: hash_seed must lie from 0 to 2**128 - 1") from None
 
 
+def _check_cache(spec: TableSpec, device: str, where: str) -> None:
+    """Raise if a cache is asked for where there is none."""
+    if device == "cpu" and spec.is_cache:
+        raise ArgumentError(
+            f'{where}: device="cpu" has no CacheEviction: use CapacityEviction, which is exact'
+        )
+
+
 def create(spec: TableSpec, device: str, hash_seed: int | None, collect_evicted: bool) -> Engine:
     """Return a new engine that stores a table of `spec`; `hash_seed` None is random.
 
@@ -44,8 +52,11 @@ def create(spec: TableSpec, device: str, hash_seed: int | None, collect_evicted:
     ------
     DeviceError
         If the device cannot be used; it says what is missing.
+    ArgumentError
+        If the device cannot store such a table.
     """
     check_device(device, "Table")
+    _check_cache(spec, device, "Table")
     from embstore.engines import native
 
     seed = native.new_hash_seed() if hash_seed is None else hash_seed
@@ -65,6 +76,7 @@ def plan(spec: TableSpec, device: str, n_rows: int, n_candidates: int) -> PlanRe
     No device is needed.
     """
     check_device(device, "Table.plan")
+    _check_cache(spec, device, "Table.plan")
     if device == "cpu":
         from embstore.engines import cpu
 

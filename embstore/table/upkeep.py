@@ -27,6 +27,7 @@ from embstore.policies.eviction import (
     Operation,
     capacity_by,
     freq_halve_every,
+    is_cache,
     program,
 )
 from embstore.table.base import TableBase
@@ -168,7 +169,8 @@ class TableUpkeep(TableBase):
         if not isinstance(where, Eviction):
             raise ArgumentTypeError(f"{at}: where must be an eviction policy, got {shown(where)}")
         if capacity_by(where):
-            raise ArgumentError(f"{at}: CapacityEviction acts on full tables alone, not in evict()")
+            name = "CacheEviction" if is_cache(where) else "CapacityEviction"
+            raise ArgumentError(f"{at}: {name} acts on full tables alone, not in evict()")
         if freq_halve_every(where) not in (None, freq_halve_every(self._spec.eviction)):
             raise ArgumentError(f"{at}: halve_every is a parameter of the table's own policy")
         return program(where)

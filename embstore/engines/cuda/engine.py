@@ -6,16 +6,15 @@ What it computes, to the bit, is docs/semantics.md; how, include/embstore/cuda a
 from collections.abc import Sequence
 from typing import cast
 
+from embstore.engines.cuda.caching import CudaCaching
 from embstore.engines.cuda.capture import CudaCapture
-from embstore.engines.cuda.content import CudaContent
-from embstore.engines.cuda.removing import CudaRemoving
 from embstore.engines.cuda.writing import CudaWriting
 from embstore.engines.engine import JoinedBatch, Ticket
 from embstore.engines.types import ApplyReport
 from embstore.errors import ClosedTableError
 
 
-class CudaEngine(CudaWriting, CudaRemoving, CudaContent, CudaCapture):
+class CudaEngine(CudaCaching, CudaWriting, CudaCapture):
     """One table on a card; see `embstore.engines.engine.Engine` for what the calls mean."""
 
     @staticmethod

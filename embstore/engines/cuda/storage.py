@@ -25,6 +25,7 @@ LINE_CELLS = 10
 FIRST_LINES = 8
 MOST_ROWS = 0xC0000000 - 3  # kMaxRows of core/types.h
 MOST_LOAD, GROWN_LOAD = 0.8, 0.5  # of the index: when it grows, and afterwards
+CACHE_PERCENT = 95  # of the cells of a cache have rows when it is full
 FIRST_CHUNKS = 16  # that there are addresses for
 
 
@@ -73,6 +74,11 @@ def lines_for(n_cells: int) -> int:
 def has_room(n_lines: int, n_cells: int) -> bool:
     """Return whether an index holds so many cells without growing."""
     return n_cells <= n_lines * LINE_CELLS * MOST_LOAD
+
+
+def cache_lines(max_rows: int) -> int:
+    """Return the buckets of a cache."""
+    return max(1, -(-max_rows * 100 // (CACHE_PERCENT * LINE_CELLS)))
 
 
 def side_rows_for(capacity: int) -> int:
@@ -137,7 +143,11 @@ class Storage:
         self.bloom_bytes = N_PARTITIONS * spec.bloom_bytes
         self._bloom = alloc(max(self.bloom_bytes, 1))
         launcher.queue.fill(self._bloom.address, 0, max(self.bloom_bytes, 1))
-        self._lines = self._new_lines(FIRST_LINES)
+        self._first_lines = FIRST_LINES
+        if spec.is_cache:
+            assert spec.max_rows is not None
+            self._first_lines = cache_lines(spec.max_rows)
+        self._lines = self._new_lines(self._first_lines)
         self._side: dict[str, Memory] = {}
         self._side_rows = 0
         self._removed = alloc(8)
@@ -145,7 +155,7 @@ class Storage:
         self._config = config
         self._derived = self._derive(config)
         self._fields = self._constants(config)
-        self.reserve_rows(1)
+        self.reserve_rows(spec.max_rows or 1 if spec.is_cache else 1)
         self.write_descriptor()
 
     # ---- the descriptor
@@ -209,6 +219,7 @@ class Storage:
             "n_slots": self._derived["n_slots"],
             **self.shape._asdict(),
             "default_row": self._default_row.address,
+            "is_cache": self.spec.is_cache,
             **self.hash_fields,
             "init_kind": config["init_kind"],
             "init_a": config["init_a"],
@@ -348,6 +359,11 @@ class Storage:
         return True
 
     @property
+    def removed_capacity(self) -> int:
+        """Removed keys that the change log has room for."""
+        return self._removed_capacity
+
+    @property
     def removed_address(self) -> int:
         """Address of the removed keys of the change log."""
         return self._removed.address
@@ -405,7 +421,7 @@ class Storage:
 
     def reserve_cells(self, n_cells: int) -> bool:
         """Make room for so many cells in all; return whether the index grew."""
-        if has_room(self.n_lines, n_cells):
+        if self.spec.is_cache or has_room(self.n_lines, n_cells):
             return False
         self.rehash(lines_for(n_cells))
         return True
@@ -426,7 +442,7 @@ class Storage:
     def clear(self) -> None:
         """Empty index, rows and filter; memory stays, but for the index."""
         queue = self.launcher.queue
-        self._lines = self._new_lines(FIRST_LINES)
+        self._lines = self._new_lines(self._first_lines)
         queue.fill(self.live_address, 0, self._side_rows // 8)
         if self.bloom_bytes:
             queue.fill(self.bloom_address, 0, self.bloom_bytes)
@@ -446,7 +462,8 @@ class Storage:
 
     def index_growth_bytes(self, n_cells: int) -> int:
         """Return the bytes that reserve_cells would take beside those held."""
-        return 0 if has_room(self.n_lines, n_cells) else lines_for(n_cells) * LINE_BYTES
+        has_all = self.spec.is_cache or has_room(self.n_lines, n_cells)
+        return 0 if has_all else lines_for(n_cells) * LINE_BYTES
 
     def rows_bytes_for(self, n_ids: int) -> int:
         """Return the bytes of rows and what goes with them, with so many row ids."""
@@ -484,7 +501,8 @@ def rows_bytes(shape: RowShape, capacity: int, side_rows: int, has_log: bool) ->
 def plan(spec: TableSpec, n_rows: int, n_candidates: int) -> PlanReport:
     """Return the bytes at rest, and at the peak of the last growth, of rows and candidates."""
     shape = row_shape(spec)
-    capacity = shape.capacity_for(n_rows)
+    is_cache = spec.is_cache and spec.max_rows is not None
+    capacity = shape.capacity_for(spec.max_rows or 0 if is_cache else n_rows)
     log_bytes = 8 if spec.track_changes else 0
     fixed = (
         rows_bytes(shape, capacity, side_rows_for(capacity), spec.track_changes)
@@ -493,6 +511,9 @@ def plan(spec: TableSpec, n_rows: int, n_candidates: int) -> PlanReport:
         + 4 * spec.dim
         + log_bytes
     )
+    if is_cache:  # which takes all at once, and never grows
+        resting = fixed + cache_lines(spec.max_rows or 0) * LINE_BYTES
+        return PlanReport(resting, resting)
     n_cells = n_rows + n_candidates
     resting = lines_for(n_cells) * LINE_BYTES
     grown = int(lines_for(n_cells) * GROWN_LOAD / MOST_LOAD) * LINE_BYTES

@@ -190,11 +190,11 @@ EMB_DEVICE void find_row_cells(const TableView& t, const uint32_t* rows, uint64_
   }
 }
 
-// The rows' ids may be given out again, once settle_removal has counted them.
+// A row may have lost its cell (cache.h). The rows' ids may be given out again, once settle_removal has counted them.
 EMB_DEVICE void remove_rows(const TableView& t, const uint32_t* rows, const uint64_t* cells, uint64_t n) {
   for (uint64_t i = grid_thread(); i < n; i += grid_threads()) {
     const uint32_t row = rows[i];
-    free_cell(t, cells[i]);
+    if (cells[i] != kNoCell) free_cell(t, cells[i]);
     set_dead(t, row);
     note_gone(t, row);
     t.free_rows[t.counters->n_free + i] = row;
