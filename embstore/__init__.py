@@ -19,6 +19,7 @@ from embstore.engines.types import (
     FindResult,
     KeyStatus,
     PlanReport,
+    PromoteReport,
     Rows,
 )
 from embstore.errors import (
@@ -129,6 +130,7 @@ __all__ = [
     "OutOfMemoryError",
     "PlanReport",
     "PooledBatch",
+    "PromoteReport",
     "RowWiseAdagrad",
     "Rows",
     "SaveHandle",

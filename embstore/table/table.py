@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from embstore import engines
 from embstore.engines import arrays
 from embstore.engines.engine import JoinedBatch, Part
 from embstore.engines.spec import (
@@ -82,7 +83,13 @@ class Table(TableContent, TableFiles):
         Called with the `Rows` of every eviction, after the call that evicted them has released
         the table; what it raises comes out of that call, whose work is then done.
     device
-        "cpu".
+        "cpu", "cuda", "cuda:N", or "auto": the card where ``cuda_status().is_available``, else
+        "cpu". docs/gpu.md says which is the better place for what.
+    hbm_bytes
+        Of a table on a card: the most bytes of rows (values and optimizer state) that lie in its
+        memory, whole chunks of rows; the others lie in pinned memory of the host. None is all on
+        the card, 0 none. Everything else, 16 bytes a row and the index among it, is on the card
+        in any case and not counted here.
 
     Examples
     --------
@@ -120,6 +127,7 @@ class Table(TableContent, TableFiles):
         track_changes: bool = False,
         on_evict: EvictionSink | None = None,
         device: str = "cpu",
+        hbm_bytes: int | None = None,
     ) -> None:
         spec = TableSpec(
             dim=dim,
@@ -139,7 +147,8 @@ class Table(TableContent, TableFiles):
             default_row=default_row,
             track_changes=track_changes,
         )
-        super().__init__(spec, device, hash_seed, on_evict, "Table")
+        place = engines.check_place(device, hbm_bytes, "Table")
+        super().__init__(spec, place, hash_seed, on_evict, "Table")
 
     @overload
     def find(

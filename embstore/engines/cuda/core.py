@@ -50,7 +50,12 @@ class CudaCore:
     """State of a table on a device, and what its verbs are made of."""
 
     def __init__(
-        self, spec: TableSpec, device: Device, hash_seed: int, collect_evicted: bool
+        self,
+        spec: TableSpec,
+        device: Device,
+        hash_seed: int,
+        collect_evicted: bool,
+        hbm_bytes: int | None = None,
     ) -> None:
         self._spec = spec
         self._where = f"table {spec.name!r}"
@@ -60,7 +65,7 @@ class CudaCore:
         self._lock = threading.RLock()
         self._is_closed = False
         self._launcher = Launcher(device.queue())
-        self._storage = Storage(spec, device, self._launcher, self._config)
+        self._storage = Storage(spec, device, self._launcher, self._config, hbm_bytes)
         self._clock = Clock.at_birth(self._config)
         self._numbers = Counters()
         self._pins = np.empty(0, np.int64)

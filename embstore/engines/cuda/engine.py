@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from embstore.engines.cuda.content import CudaContent
+from embstore.engines.cuda.placement import CudaPlacement
 from embstore.engines.cuda.reading import CudaReading
 from embstore.engines.cuda.removing import CudaRemoving
 from embstore.engines.cuda.writing import CudaWriting
@@ -15,7 +16,7 @@ from embstore.engines.types import ApplyReport
 from embstore.errors import ClosedTableError
 
 
-class CudaEngine(CudaWriting, CudaRemoving, CudaContent, CudaReading):
+class CudaEngine(CudaWriting, CudaRemoving, CudaContent, CudaReading, CudaPlacement):
     """One table on a card; see `embstore.engines.engine.Engine` for what the calls mean."""
 
     @staticmethod

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from embstore import _core
 from embstore.engines import kernels
+from embstore.engines.cuda.chunks import META_BYTES
 from embstore.engines.cuda.device import Memory, PinnedMemory
 from embstore.engines.cuda.launch import packed
-from embstore.engines.cuda.storage import META_BYTES, Counters
+from embstore.engines.cuda.storage import Counters, TakenLog
 from embstore.engines.cuda.transfer import CandidateOrder, FileOrder, deleted_keys, select_set
 from embstore.engines.types import Candidates
 from embstore.errors import ArgumentError, CheckpointError, ClosedTableError, OutOfMemoryError
@@ -96,6 +97,7 @@ class Cut:
         self.errno = 0
         self.is_detached = False  # the rows are this snapshot's alone
         self.side_bytes = 0  # of what else the snapshot holds
+        self.taken: TakenLog | None = None  # the change log that ended with the cut
 
     @property
     def view(self) -> int:
@@ -223,7 +225,7 @@ class CudaSnapshot:
             )
         self._bloom = self._take_bloom()
         self.cut.side_bytes = self._order.n_bytes + (self._bloom.n_bytes if self._bloom else 0)
-        self._taken = engine._take_log()  # the last that may fail
+        self._taken = self.cut.taken = engine._take_log()  # the last that may fail
 
     def _take_rows(
         self, engine: "CudaCore", counters: Counters, is_delta: bool, log: tuple[int, int]
