@@ -20,6 +20,7 @@ from embstore.engines.types import (
     KeyStatus,
     LateReport,
     PlanReport,
+    PromoteReport,
     Rows,
 )
 from embstore.errors import (
@@ -133,6 +134,7 @@ __all__ = [
     "OutOfMemoryError",
     "PlanReport",
     "PooledBatch",
+    "PromoteReport",
     "RowWiseAdagrad",
     "Rows",
     "SaveHandle",

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSpec:
-    """The parameters of a table but those of the process (device, hash_seed, on_evict).
+    """The parameters of a table but those of the process: device, hbm_bytes, hash_seed, on_evict.
 
     `on_full` None means "evict" if the eviction policy makes room, else "raise".
     """

@@ -42,7 +42,7 @@ def lines_of(table):
 
 
 def check_index(table):
-    """Every key once, every row once, in a bucket where a search finds it; nothing is left claimed."""
+    """Every key and row once, in a bucket where a search finds it; nothing is left claimed."""
     storage, counters = table._engine._storage, table._engine._counters()
     lines = lines_of(table)
     assert not lines["reserved"].any()  # the locks
@@ -52,7 +52,7 @@ def check_index(table):
     metas = np.concatenate(
         [
             downloaded(table, memory.address, n, META)
-            for memory, n in zip(storage._meta_chunks, storage._chunk_rows, strict=True)
+            for memory, n in ((chunk.metas, chunk.n_rows) for chunk in storage.chunks._held)
         ]
     )
     live = downloaded(table, storage.live_address, storage._side_rows // 8, np.uint8)

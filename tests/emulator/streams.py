@@ -1,7 +1,7 @@
 """A device whose streams run when somebody waits, in an order drawn by a seed.
 
-What no event orders may happen in any order: a wait that the engine forgot shows as a wrong result, as
-a write to freed memory, or as streams that wait for each other.
+What no event orders may happen in any order: a wait that the engine forgot shows as a wrong
+result, as a write to freed memory, or as streams that wait for each other.
 """
 
 import collections

@@ -124,7 +124,7 @@ def test_no_hit_of_the_batch_is_a_victim():
 
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_contended_buckets(device, seed):
-    """New keys outnumber cells, in interleavings: every row is whole, is there once, or was evicted."""
+    """New keys outnumber cells: every row is whole, is there once, or was evicted."""
     device.seed = seed
     random = np.random.default_rng(seed)
     by, max_rows = ("step", "freq")[seed % 2], (9, 19, 47, 95)[seed % 4]
@@ -272,7 +272,9 @@ def test_a_snapshot_does_not_see_later_inserts(tmp_path, log_bytes):
         while not reading.is_done():
             reading.read(20)
             step += 1
-            train(table, table.find_or_insert(np.arange(90 * step, 90 * step + 120), step=step), step)
+            train(
+                table, table.find_or_insert(np.arange(90 * step, 90 * step + 120), step=step), step
+            )
         rows = reading.found()["rows"]
         reading.snapshot.end(False)
     assert {row[0]: row[1:] for row in listed(es.Rows(*rows))} == expected

@@ -57,9 +57,14 @@ class CudaCaching(CudaRemoving, CudaContent):
     """Inserting into a cache, and importing into one; other tables are passed on."""
 
     def __init__(
-        self, spec: TableSpec, device: Device, hash_seed: int, collect_evicted: bool
+        self,
+        spec: TableSpec,
+        device: Device,
+        hash_seed: int,
+        collect_evicted: bool,
+        hbm_bytes: int | None = None,
     ) -> None:
-        super().__init__(spec, device, hash_seed, collect_evicted)
+        super().__init__(spec, device, hash_seed, collect_evicted, hbm_bytes)
         self._cache: CacheState | None = None
         if spec.is_cache and spec.max_rows is not None:
             self._cache = CacheState(spec.max_rows, self._launcher.queue)
@@ -108,7 +113,7 @@ class CudaCaching(CudaRemoving, CudaContent):
         if self._is_captured:
             raise ArgumentError(f"{self._where}: inserts into a cache cannot be captured")
         if not may_be_late:
-            self._check_data(self._counters())
+            self._check_late()
         self._insert_or_evict(cache, distinct, step, has_counts)
         return None if has_counts else self._tally_of_births(cache)
 

@@ -1,4 +1,4 @@
-"""What all verbs of a CUDA table share: its lock, memory, clock and counters, and arrays that cross.
+"""What all verbs of a CUDA table share: lock, memory, clock and counters, and arrays that cross.
 
 1. A call of a table is queued whole under its lock. Writers work on the table's own stream, which
    waits for the caller's, and the caller's for it; readers work on the caller's, after all writers
@@ -73,7 +73,12 @@ class CudaCore:
     """State of a table on a device, and what its verbs are made of."""
 
     def __init__(
-        self, spec: TableSpec, device: Device, hash_seed: int, collect_evicted: bool
+        self,
+        spec: TableSpec,
+        device: Device,
+        hash_seed: int,
+        collect_evicted: bool,
+        hbm_bytes: int | None = None,
     ) -> None:
         self._spec = spec
         self._where = f"table {spec.name!r}"
@@ -83,6 +88,7 @@ class CudaCore:
         self._lock = threading.RLock()
         self._is_closed = False
         self._strict = False
+        self._has_late = False  # calls that were not waited for may have gone wrong
         self._depth = 0  # calls of this thread that are inside each other
         self._last_call: Event | None = None
         self._readers: dict[int, tuple[Launcher, Event | None]] = {}
@@ -93,7 +99,7 @@ class CudaCore:
         self._is_captured = False  # this call
         self._n_captured = 0  # keys of captured inserts, of one replay
         self._now = self._launcher.alloc(8 * len(kernels.struct_fields("Now")))
-        self._storage = Storage(spec, device, self._launcher, self._config)
+        self._storage = Storage(spec, device, self._launcher, self._config, hbm_bytes)
         self._clock = Clock.at_birth(self._config)
         self._numbers = Counters()
         self._pins = np.empty(0, np.int64)
@@ -331,7 +337,13 @@ class CudaCore:
         with self._entered():
             self._check_data(self._counters())
 
+    def _check_late(self) -> None:
+        """Check, unless all calls since the last time have waited."""
+        if self._has_late:
+            self._check_data(self._counters())
+
     def _check_data(self, counters: Counters) -> None:
+        self._has_late = False
         if counters.n_bad_calls:
             self._storage.upload_counters(n_bad_calls=0)
             key = np.array([counters.bad_key], np.uint64).view(np.int64)[0]

@@ -1,9 +1,9 @@
 """The seam between the CUDA engine and a machine: memory, copies, launches and events.
 
-Two kinds of device stand behind it, one of CuPy and one that emulates a card on the CPU (tests); the
-engine knows neither. A `Queue` is a stream: what it is told happens in that order, and nothing here
-waits for it but `download` and `synchronize`. Memory is freed when the last reference to it goes; its
-device keeps it until queued work is done.
+Two kinds of device stand behind it, one of CuPy and one that emulates a card on the CPU (tests);
+the engine knows neither. A `Queue` is a stream: what it is told happens in that order, and nothing
+here waits for it but `download` and `synchronize`. Memory is freed when the last reference to it
+goes; its device keeps it until what was queued on its own queue is done.
 """
 
 from typing import Any, Protocol

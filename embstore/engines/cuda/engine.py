@@ -8,13 +8,14 @@ from typing import cast
 
 from embstore.engines.cuda.caching import CudaCaching
 from embstore.engines.cuda.capture import CudaCapture
+from embstore.engines.cuda.placement import CudaPlacement
 from embstore.engines.cuda.writing import CudaWriting
 from embstore.engines.engine import JoinedBatch, Ticket
 from embstore.engines.types import ApplyReport
 from embstore.errors import ClosedTableError
 
 
-class CudaEngine(CudaCaching, CudaWriting, CudaCapture):
+class CudaEngine(CudaCaching, CudaWriting, CudaCapture, CudaPlacement):
     """One table on a card; see `embstore.engines.engine.Engine` for what the calls mean."""
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""find_or_insert on a device: distinct keys, decision, room, commit, rows out; semantics, section 4."""
+"""find_or_insert on a device: distinct keys, decision, room, commit, rows; semantics, section 4."""
 
 from collections.abc import Sequence
 
@@ -88,7 +88,7 @@ class CudaInserting(CudaCore):
             return None
         tally, counters = self._tallied(distinct), self._counters()
         if not may_be_late:
-            self._check_data(counters)
+            self._check_late()
         n_rows, n_cells = self._needed(tally)
         victims = RowList(0, 0)
         budget = Budget(self._storage, counters, self._max_bytes)
@@ -114,7 +114,7 @@ class CudaInserting(CudaCore):
         distinct.tally(self._launcher, self._storage.view, self._tally.address, TALLY_BYTES)
 
     def _surely_fits(self, n: int) -> bool:
-        """Return whether n more keys fit without growth, refusal or eviction, as far as is known."""
+        """Return whether n more keys surely fit without growth, refusal or eviction."""
         bounds, storage, max_rows = self._bounds, self._storage, self._spec.max_rows
         return (
             bounds.n_ids + n <= storage.row_capacity

@@ -33,7 +33,7 @@ class CudaWriting(CudaInserting, CudaReading):
             )
             report = None
             if not late:
-                self._check_data(self._counters())
+                self._check_late()
                 counts = training.counted(self._launcher, sums.counts)
                 self._check_finite(distinct, counts)
                 report = report_of(counts, self._spec.on_nonfinite)
@@ -59,6 +59,7 @@ class CudaWriting(CudaInserting, CudaReading):
     def _late_report(self, counts: int) -> LateReport:
         """Return the report of a call that did not wait."""
         n_bytes = 8 * len(training.COUNTS)
+        self._has_late = True
         memory, queue = self._launcher.alloc(n_bytes), self._launcher.queue
         queue.copy(memory.address, counts, n_bytes)
 

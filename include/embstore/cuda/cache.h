@@ -94,7 +94,7 @@ EMB_DEVICE Choice choice_at(const TableView& t, uint64_t cell, const uint32_t* s
   if (!is_row_word(word)) return Choice{kNoScore, 0, cell, word};
   const uint32_t row = row_of_word(word);
   if (has_bit(spared[row / kWordRows], row % kWordRows)) return Choice{kNoScore, 0, cell, word};
-  const Rank rank = rank_of(t, row, is_by_freq);
+  const Rank rank = rank_of(t, row, is_by_freq ? RankBy::kFreq : RankBy::kStep);
   return Choice{rank.score, rank.key, cell, word};
 }
 
