@@ -10,7 +10,7 @@ from .build import HERE, ROOT, compiler, library
 MOST_SECONDS = 900  # in which a kernel that never ends is given up
 TESTS_FAILED = 1  # of pytest
 FOUND_BY_TSAN = 66
-COMMON = "die_after_fork=0:ignore_noninstrumented_modules=1:report_thread_leaks=0"
+OF_TSAN = "die_after_fork=0:ignore_noninstrumented_modules=1:report_thread_leaks=0:halt_on_error=1"
 KINDS = {"thread": ("tsan",), "address,undefined": ("asan", "ubsan")}
 
 
@@ -75,7 +75,7 @@ def run_tests(names, emulator, kind="", reports=None, more=()):
             "LD_PRELOAD": " ".join(preloaded),
             "PYTHONMALLOC": "malloc",
             "ARROW_DEFAULT_MEMORY_POOL": "system",
-            "TSAN_OPTIONS": COMMON + log,
+            "TSAN_OPTIONS": OF_TSAN + log,
             "ASAN_OPTIONS": "detect_leaks=0" + log,
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         }
