@@ -126,6 +126,7 @@ INSERT = (
         "insert.h",
         "const uint32_t kept = sum < most ? sum : most;",
         "const uint32_t kept = sum & most;",
+        "test_programs.py::test_a_filter_that_is_too_small_saturates",
     ),
     of_header(
         "cells of the filter are stored, not compared and swapped",
@@ -154,6 +155,7 @@ INSERT = (
         "insert.h",
         "      note_written(t, k.row);\n",
         "",
+        "test_programs.py::test_a_key_that_is_seen_again_is_logged",
     ),
     of_header(
         "a slot too many begins at the accumulator",
@@ -484,6 +486,7 @@ TRAINING = (
         "update.h",
         "is_live(t, row) && meta_of(t, row)->key == key;",
         "is_live(t, row) && (meta_of(t, row)->key == key || true);",
+        "test_update.py",
     ),
     of_header(
         "all steps round by the same words",
@@ -498,14 +501,6 @@ TRAINING = (
         "    tile.sync();  // all have read the slot\n",
         "",
         "test_update.py::test_each_optimizer_in_any_interleaving",
-        is_race=True,
-    ),
-    of_header(
-        "a row is written while lanes still read it",
-        "update.h",
-        "  tile.sync();  // and the row\n",
-        "",
-        "test_update.py::test_rowwise_with_coupled_decay",
         is_race=True,
     ),
     of_source(
