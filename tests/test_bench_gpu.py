@@ -25,9 +25,10 @@ from embstore.engines.cuda import status, storage  # noqa: E402
 
 CASES = {
     *("copy", "random lines", "random line and row", "find", "find_or_insert", "pooled"),
-    *("find in a graph", "eviction scan", "export", "backward", "step of ten tables"),
+    *("find kernels in a graph", "find in a graph", "training step in a graph"),
+    *("eviction scan", "export", "backward", "step of ten tables"),
 }
-MAY_LACK = ("HierarchicalKV", "graph replay of Table's", "rows on the host")
+MAY_LACK = ("HierarchicalKV", "rows on the host")
 
 
 @pytest.fixture

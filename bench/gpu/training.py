@@ -3,7 +3,7 @@
 import numpy as np
 
 import embstore as es
-from bench.gpu import model, targets
+from bench.gpu import graphs, model, targets
 from bench.gpu.adapter import Kernels, slot_floats
 from bench.gpu.reading import new_table
 from bench.gpu.session import Lane
@@ -39,6 +39,8 @@ def measure(session):
         with session.guarded("backward", {"dim": 64, "optimizer": name}):
             backward(session, name, 64, session.scale.n_rows // 5)
         session.clock.release()
+    graphs.measure(session, new_table, OPTIMIZERS["adagrad"])
+    session.clock.release()
     with session.guarded("step of ten tables", {"dim": STEP_DIM, "optimizer": "adam"}):
         step_of_tables(session)
     session.clock.release()
