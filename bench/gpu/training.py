@@ -124,7 +124,7 @@ def backward_case(session, filled, axes, batches, name=""):
     lanes = [
         Lane(APPLY, apply, n, "keys", each, of_floor=whole_of, **here),
         Lane(SORT, sort, n, **more),
-        Lane(UPDATE, update, n, "keys", each, of_floor=kernel_of, prepare=add_up, **more),
+        Lane(UPDATE, update, n, "keys", each, of_floor=kernel_of, prepare=add_up),
         Lane("step: find_or_insert, apply_gradients", step, n, "keys", whole, **here),
     ]
     n_unique = len(np.unique(session.clock.host(batches[0].ids)))
