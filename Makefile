@@ -3,6 +3,7 @@
 PYTHON   ?= python3
 VENV     ?= .venv
 SANITIZE ?= address,undefined
+CUDA     ?= 13
 
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
@@ -12,7 +13,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-core test-emulator test-adapters test-installs lint format bench bench-peers bench-accounting bench-distances sanitize torture wheel clean help
+.PHONY: demo test test-core test-emulator test-adapters test-installs test-gpu has-driver lint format bench bench-gpu bench-peers bench-accounting bench-distances sanitize torture wheel clean help
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -36,6 +37,13 @@ test-adapters:  ## the framework adapters, for each framework that is installed
 test-installs:  ## pip install ., -e ., wheel and sdist in clean environments, for each Python found
 	$(PYTHON) .ci/installs.py
 
+test-gpu: has-driver $(VENV)/.extra-test $(VENV)/.extra-cuda$(CUDA) $(VENV)/.built  ## the CUDA engine on a card, with compute-sanitizer where it is (CUDA=12 for older drivers)
+	@.ci/test-gpu $(BIN)/python
+
+# Before hundreds of megabytes are installed for nothing; the line is es.cuda_status().message.
+has-driver:
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null || { echo "there is no NVIDIA driver (libcuda.so.1) on this machine" >&2; exit 1; }
+
 lint: $(VENV)/.extra-lint $(VENV)/.built  ## ruff, mypy, stubtest, clang-format, cython-lint, C++ warnings, forbidden calls
 	PATH="$(abspath $(BIN)):$$PATH" .ci/lint
 
@@ -46,6 +54,9 @@ format: $(VENV)/.extra-lint  ## write the sources as `make lint` wants them
 
 bench: $(VENV)/.extra-bench $(VENV)/.built  ## benchmarks, printed as ratios (10 minutes, 12 GB); make bench ARGS="lookup --quick"
 	$(BIN)/python -m bench $(ARGS)
+
+bench-gpu: has-driver $(VENV)/.extra-cuda$(CUDA) $(VENV)/.built  ## the CUDA engine on a card, beside its floor (9 minutes); ARGS="--quick" or "--hkv PATH"
+	$(BIN)/python -m bench gpu $(ARGS)
 
 bench-peers: $(VENV)/.extra-bench $(VENV)/.built  ## build the environments of TFRA and FBGEMM (4 GB), and measure beside them
 	$(BIN)/python -m bench.peers

@@ -32,7 +32,12 @@ CONCEPTS = (
 def arguments(argv):
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition(";")[0])
-    parser.add_argument("names", nargs="*", metavar="names", help=f"of {', '.join(CONCEPTS)} (all)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="names",
+        help=f"of {', '.join(CONCEPTS)} (all); or gpu alone, first, with options of its own",
+    )
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument("--quick", action="store_true", help="seconds, tiny tables: does it run?")
     scale.add_argument("--small", action="store_true", help="1 M rows, for two builds in turn")
@@ -90,12 +95,28 @@ def run_concept(name, options, facts):
     )
 
 
+def show(runs):
+    """Print the targets by results, those of a card by a run of `gpu`."""
+    on_card = [runs.pop("gpu")] if "gpu" in runs else []
+    print("\n".join(closing_lines(runs.values(), machine.lacks())))
+    if on_card:
+        from bench.gpu.targets import ROWS
+
+        card = on_card[0].machine.get("card", {})
+        print(f"\non a card: {card.get('name', 'unknown')}")
+        print("\n".join(closing_lines(on_card, {}, ROWS)))
+
+
 def main(argv=None):
     """Run what the command line names, print it, and write it to files."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["gpu"]:
+        from bench.gpu import program
+
+        return program.main(argv[1:])
     options = arguments(argv)
     if options.show:
-        runs = results.latest(options.out or results.FOLDER)
-        print("\n".join(closing_lines(runs.values(), machine.lacks())))
+        show(results.latest(options.out or results.FOLDER))
         return 0
     facts = machine.facts()
     print(", ".join(f"{name} {value}" for name, value in facts.items()))

@@ -30,6 +30,14 @@ AXES = {
     "bag": "ids of a bag, drawn uniformly from this range",
     "pooling": "how the rows of a bag become one: sum or mean",
     "features": "features of a call, which share its keys",
+    "fresh": "share of the keys that have no row yet",
+    "exponent": "of a zipf distribution",
+    "optimizer": "of the table under test",
+    "tables": "of a step, which share its keys",
+    "row_bytes": "of a row, where rows are bytes alone",
+    "table_gb": "gigabytes that reads at random are spread over",
+    "host_share": "share of the rows that lie in the memory of the host",
+    "rows_in": "where a verb reads keys and writes rows: host or device",
     "repetition": "number of a run that cannot be repeated on the same table",
 }
 LEAST_ROUNDS = 5

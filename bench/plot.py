@@ -13,6 +13,7 @@ import numpy as np
 
 from bench import results
 from bench.bench_memory import ROW, WAITING
+from bench.gpu import pictures
 from bench.report import shown_axes, shown_target, shown_value
 from bench.targets import GROWTH_MAX, GROWTH_P999
 
@@ -179,6 +180,8 @@ def draw(plt, run):
     elif run.concept == "memory":
         yield "memory-rows", draw_memory(plt, run, ROW, own_rows(run))
         yield "memory-waiting", draw_memory(plt, run, WAITING, [])
+    elif run.concept == "gpu":
+        yield from pictures.draw(plt, run)
     elif not run.figures:
         print(f"SKIPPED: {run.concept}: there are no figures to draw")
     elif len(run.figures) <= MOST_BARS:

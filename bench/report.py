@@ -90,15 +90,15 @@ def missing_row(row, concepts, lacks):
     return (row.target.name, bound, "-", "", "not measured"), f"  {lacks.get(row.needs) or why}"
 
 
-def closing_lines(runs, lacks):
-    """Yield every target in the order of `targets.ROWS`: bound, figure, verdict and where.
+def closing_lines(runs, lacks, target_rows=targets.ROWS):
+    """Yield every target in the order of `target_rows`: bound, figure, verdict and where.
 
     A target that no run has measured is there too, with the reason; `lacks` is machine.lacks().
     """
     figures = [f for run in runs for f in run.figures if f.target is not None]
     concepts = {run.concept for run in runs}
     found = []
-    for row in targets.ROWS:
+    for row in target_rows:
         own = [f for f in figures if f.target.name == row.target.name]
         figures = [f for f in figures if f.target.name != row.target.name]
         found += [target_row(f) for f in own] or [missing_row(row, concepts, lacks)]

@@ -18,6 +18,7 @@ from embstore.engines.types import (
     EvictReport,
     FindResult,
     KeyStatus,
+    LateReport,
     PlanReport,
     Rows,
 )
@@ -124,6 +125,7 @@ __all__ = [
     "InternalError",
     "KeyStatus",
     "L2Eviction",
+    "LateReport",
     "MissingKeyError",
     "NonFiniteError",
     "Normal",

@@ -22,7 +22,7 @@ from embstore.policies._check import check_choice, check_step, shown
 from embstore.table import saving
 from embstore.table.base import EvictionSink, locked, writing
 from embstore.table.batch import FeatureBatch, PoolMode, as_bags
-from embstore.table.features import Joint, items_by_feature, keys_by_feature
+from embstore.table.features import Joint, by_engine, items_by_feature, keys_by_feature
 from embstore.table.files import Bound, LoadAdmission, LoadEviction, Saved
 from embstore.table.save import Path, SaveOptions
 from embstore.table.table import ADMIT, MISSING, Admit, Missing, Table
@@ -74,6 +74,7 @@ class Store:
                     f"Store: feature {feature!r} is of table {shown(name)}, which is none of "
                     f"{list(self._tables)}"
                 )
+        self._devices = {f: self._tables[name].device for f, name in self.features.items()}
         self.extra: Any = None
 
     @property
@@ -120,7 +121,7 @@ class Store:
             From features to (n, dim).
         """
         where = "Store.find_many"
-        given = keys_by_feature(keys, where)
+        given = keys_by_feature(keys, where, self._devices)
         check_choice(where, "missing", missing, MISSING)
         return self._read(self._joined(given, {}, {}, where), missing, given)
 
@@ -158,9 +159,11 @@ class Store:
         step = check_step(where, step)
         if admit != "policy":
             check_choice(where, "admit", admit, ADMIT)
-        given = keys_by_feature(keys, where)
+        given = keys_by_feature(keys, where, self._devices)
         checked_counts = {
-            feature: arrays.as_counts(c, len(given[feature]), f"{where}: {feature!r}")
+            feature: arrays.as_counts(
+                c, len(given[feature]), f"{where}: {feature!r}", self._devices[feature]
+            )
             for feature, c in items_by_feature(counts or {}, where, "counts", given)
         }
         return self._train(self._joined(given, checked_counts, {}, where), step, admit, given)
@@ -201,7 +204,13 @@ class Store:
             if feature not in bounds:
                 raise ArgumentError(f"{where}: offsets lack feature {feature!r}")
             given[feature], bags[feature] = as_bags(
-                ids, bounds[feature], mode, factors.get(feature), padding, f"{where}: {feature!r}"
+                ids,
+                bounds[feature],
+                mode,
+                factors.get(feature),
+                padding,
+                f"{where}: {feature!r}",
+                self._devices.get(feature, "cpu"),
             )
         joints = self._joined(given, {}, bags, where)
         if step is None:
@@ -256,8 +265,10 @@ class Store:
         if not updates:
             return {}
         batches_of = [*updates.values()]
+        reports: list[ApplyReport] = []
         with locked([self._tables[name] for name in updates]):
-            reports = batches_of[0].engine.apply_many(batches_of, step)
+            for group in by_engine(batches_of):
+                reports += group[0].engine.apply_many(group, step)
         return dict(zip(updates, reports, strict=True))
 
     def _update(
@@ -276,9 +287,11 @@ class Store:
         if not of_batch:
             parts = []
             for feature, ids in batches.items():
-                keys = arrays.as_keys(ids, where, f"batches[{feature!r}]")
+                keys = arrays.as_keys(ids, where, f"batches[{feature!r}]", table.device)
                 shape = (len(keys), table.dim)
-                checked = arrays.as_floats(grads[feature], shape, where, f"grads[{feature!r}]")
+                checked = arrays.as_floats(
+                    grads[feature], shape, where, f"grads[{feature!r}]", table.device
+                )
                 parts.append(Part(keys, checked))
             return JoinedBatch(table._engine, parts, None, rate)
         batch = next(iter(of_batch.values())).batch
@@ -510,11 +523,11 @@ class Store:
             table = self._tables[name]
             sizes = [bags[f].n_bags if bags else len(keys[f]) for f in features]
             dtype = arrays.FLOAT32 if bags else table._spec.row_dtype
-            rows = arrays.as_output(None, (sum(sizes), table.dim), dtype, where)
+            rows = table._output(None, sum(sizes), where, keys[features[0]], dtype)
             parts = []
             first = 0
             for feature, size in zip(features, sizes, strict=True):
-                own = rows[first : first + size]
+                own = arrays.part_of(rows, first, first + size)
                 parts.append(Part(keys[feature], own, counts.get(feature), bags.get(feature)))
                 first += size
             joints.append(Joint(table, features, rows, JoinedBatch(table._engine, parts)))
@@ -525,12 +538,12 @@ class Store:
     ) -> dict[str, NDArray[Any]]:
         """Fill the rows of all features, and return them in the `order` of the features."""
         batches = [joint.batch for joint in joints]
-        if batches:
-            batches[0].engine.find_many(batches, missing)
+        for group in by_engine(batches):
+            group[0].engine.find_many(group, missing)
         rows: dict[str, NDArray[Any]] = {}
         for joint in joints:
             for feature, part in zip(joint.features, joint.batch.parts, strict=True):
-                rows[feature] = part.rows
+                rows[feature] = arrays.public(part.rows)
         return {feature: rows[feature] for feature in order}
 
     def _train(
@@ -539,10 +552,9 @@ class Store:
         """Insert the keys of all features, and return their batches in the `order` of features."""
         batches = [joint.batch for joint in joints]
         tickets: list[Ticket] = []
-        if batches:
-            find_or_insert_many = batches[0].engine.find_or_insert_many
-            with writing([joint.table for joint in joints]):
-                tickets = find_or_insert_many(batches, step, admit != "policy")
+        with writing([joint.table for joint in joints]):
+            for group in by_engine(batches):
+                tickets += group[0].engine.find_or_insert_many(group, step, admit != "policy")
         given: dict[str, FeatureBatch] = {}
         for joint, ticket in zip(joints, tickets, strict=True):
             batch = joint.batch_of(ticket)

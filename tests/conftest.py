@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import card_kit
 import fault_table
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,7 +33,10 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(items):
+    has_card = bool(card_kit.asked_for())
     for item in items:
+        if not has_card and item.get_closest_marker("card"):
+            item.add_marker(pytest.mark.skip(reason=card_kit.WHY_SKIPPED))
         if "ciao" in item.fixturenames:
             item.add_marker("needs_ciao")
 

@@ -1,15 +1,18 @@
 """The only door for foreign arrays: what users give becomes checked numpy arrays, or an error.
 
 Accepted are numpy arrays, objects with DLPack on the CPU (torch tensors and others) without a copy
-where dtype and layout allow it, and, for keys, lists and tuples of Python ints.
+where dtype and layout allow it, and, for keys, lists and tuples of Python ints. A table on a card
+(`device` other than "cpu") takes arrays of the card too: they become `DeviceArray`, which engines of
+cards take wherever they take a numpy array.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embstore import _core
+from embstore.engines.device_arrays import DeviceArray, do_overlap, is_on_device, of_interface
 from embstore.errors import ArgumentError, ArgumentTypeError
 from embstore.policies._check import shown
 
@@ -22,7 +25,7 @@ KEY_DTYPES = "1-D integer array (int64, uint64, int32 or uint32)"
 
 def describe(value: object) -> str:
     """Return dtype and shape of an array, or type and value of anything else, for a message."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | DeviceArray):
         return f"{value.dtype} of shape {value.shape}"
     if isinstance(value, np.generic):
         return f"a {value.dtype} scalar"
@@ -58,13 +61,86 @@ def as_numpy(value: object, expected: str, where: str) -> NDArray[Any]:
         ) from error
 
 
-def as_keys(keys: object, where: str, name: str = "keys") -> NDArray[np.int64]:
+def as_device(value: object, expected: str, where: str) -> DeviceArray:
+    """Return an array of a card, by its interface or else by DLPack.
+
+    Raises ArgumentTypeError, naming what was `expected`, if its library refuses.
+    """
+    if isinstance(value, DeviceArray):
+        return value
+    if not hasattr(value, "__cuda_array_interface__") and hasattr(value, "__dlpack__"):
+        import cupy
+
+        try:
+            value = cupy.from_dlpack(value)
+        except Exception as error:  # each library raises what it likes
+            raise ArgumentTypeError(
+                f"{where}: {expected}, got {describe(value)} that CuPy cannot take by DLPack: "
+                f"{error}"
+            ) from error
+    return of_interface(value, expected, where)
+
+
+def is_of_card(value: object, device: str) -> bool:
+    """Return whether `value` is an array of a card, for a table on `device`."""
+    return device != "cpu" and (isinstance(value, DeviceArray) or is_on_device(value))
+
+
+def public(array: Any) -> Any:
+    """Return an output as its user knows it."""
+    return array.owner if isinstance(array, DeviceArray) else array
+
+
+def part_of(array: Any, first: int, end: int) -> Any:
+    """Return rows [first, end) of an array, over the same memory."""
+    return array.rows(first, end) if isinstance(array, DeviceArray) else array[first:end]
+
+
+def on_host(value: Any, device: str) -> Any:
+    """Return an array of a card as a copy on the host, which waits; anything else as it is."""
+    if value is None or not is_of_card(value, device):
+        return value
+    array = as_device(value, "an array of the card", "embstore")
+    from embstore.engines.cuda.status import open_device
+
+    out = np.empty(array.shape, array.dtype)
+    if array.nbytes:
+        open_device(device).queue(array.stream).download(array.address, out)
+    return out
+
+
+def _device_keys(keys: object, where: str, name: str) -> NDArray[np.int64]:
+    """Return keys on a card as they are; engines widen those of 32 bits."""
+    expected = f"{name} must be a {KEY_DTYPES}"
+    array = as_device(keys, expected, where)
+    if array.dtype.kind not in "iu" or array.dtype.itemsize not in (4, 8):
+        raise ArgumentTypeError(f"{where}: {expected}, got {describe(array)}")
+    if array.ndim != 1:
+        raise ArgumentError(f"{where}: {expected}, got {describe(array)}")
+    return cast(NDArray[np.int64], array)
+
+
+def _device_array(
+    value: object, shape: tuple[int, ...], dtypes: tuple[Any, ...], where: str, expected: str
+) -> NDArray[Any]:
+    """Return an array on a card, which must have this shape and one of these dtypes."""
+    array = as_device(value, expected, where)
+    if array.dtype not in [np.dtype(dtype) for dtype in dtypes]:
+        raise ArgumentTypeError(f"{where}: {expected}, got {describe(array)}")
+    if array.shape != shape:
+        raise ArgumentError(f"{where}: {expected}, got {describe(array)}")
+    return cast(NDArray[Any], array)
+
+
+def as_keys(keys: object, where: str, name: str = "keys", device: str = "cpu") -> NDArray[np.int64]:
     """Return `keys` as (n,) int64: uint64 by its bits, int32 and uint32 widened."""
     if type(keys) is np.ndarray and keys.dtype is INT64 and keys.ndim == 1:
         flags = keys.flags
         return keys if flags.c_contiguous and flags.aligned else keys.copy()
     if isinstance(keys, list | tuple):
         return _keys_of_ints(keys, where, name)
+    if is_of_card(keys, device):
+        return _device_keys(keys, where, name)
     array = as_numpy(keys, f"{name} must be a {KEY_DTYPES}", where)
     dtype = array.dtype
     if dtype.kind not in "iu" or dtype.itemsize not in (4, 8):
@@ -107,8 +183,11 @@ def _as_vector(
     return np.require(array.view(dtype), requirements=LAYOUT)
 
 
-def as_counts(counts: object, n: int, where: str) -> NDArray[np.uint32]:
+def as_counts(counts: object, n: int, where: str, device: str = "cpu") -> NDArray[np.uint32]:
     """Return occurrences as (n,) uint32."""
+    if is_of_card(counts, device):
+        expected = f"counts must be uint32 of shape ({n},)"
+        return _device_array(counts, (n,), (np.uint32,), where, expected)
     advice = "; convert by .astype(np.uint32)"
     return _as_vector(counts, n, np.uint32, where, "counts", advice)
 
@@ -144,7 +223,9 @@ def as_offsets(offsets: object, n_keys: int, where: str) -> NDArray[np.int64]:
     )
 
 
-def as_floats(value: object, shape: tuple[int, ...], where: str, name: str) -> NDArray[np.float32]:
+def as_floats(
+    value: object, shape: tuple[int, ...], where: str, name: str, device: str = "cpu"
+) -> NDArray[np.float32]:
     """Return `value` as contiguous float32 of `shape`; float16 and bfloat16 are widened.
 
     bfloat16 means an array of ml_dtypes; float64 is refused, since narrowing loses digits.
@@ -157,6 +238,8 @@ def as_floats(value: object, shape: tuple[int, ...], where: str, name: str) -> N
     ):
         return value
     expected = f"{name} must be float32 of shape {shape}"
+    if is_of_card(value, device):
+        return _device_array(value, shape, (FLOAT32, FLOAT16), where, expected)
     array = as_numpy(value, expected, where)
     is_bfloat16 = array.dtype.name == "bfloat16"
     if array.dtype not in (FLOAT32, FLOAT16) and not is_bfloat16:
@@ -189,11 +272,14 @@ def as_values(value: object, shape: tuple[int, ...], dtype: str, where: str) -> 
 
 
 def as_output(
-    out: object, shape: tuple[int, int], dtype: np.dtype[Any], where: str
+    out: object, shape: tuple[int, int], dtype: np.dtype[Any], where: str, device: str = "cpu"
 ) -> NDArray[Any]:
     """Return `out` as an array to write into, or a new array if `out` is None."""
     if out is None:
         return _core.new_output(*shape, dtype)
+    if is_of_card(out, device):
+        expected = f"out must be C-contiguous {dtype} of shape {shape}"
+        return _device_array(out, shape, (dtype,), where, expected)
     expected = f"out must be C-contiguous, writeable {dtype} of shape {shape}"
     array = as_numpy(out, expected, where)
     if array.dtype != dtype:
@@ -220,7 +306,7 @@ def new_vector(n: int, dtype: Any) -> NDArray[Any]:
 def check_no_overlap(out: NDArray[Any], where: str, **inputs: NDArray[Any] | None) -> None:
     """Raise if `out` shares memory with an input that is still read while it is written."""
     for name, array in inputs.items():
-        if array is not None and np.may_share_memory(out, array):
+        if array is not None and do_overlap(out, array):
             raise ArgumentError(f"{where}: out must not share memory with {name}")
 
 

@@ -1,6 +1,7 @@
 """The CPU engine: embstore.h through `embstore._core`, call by call."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import numpy as np
@@ -46,6 +47,25 @@ class CpuEngine:
 
     def __len__(self) -> int:
         return len(self._core)
+
+    def set_strict(self, is_strict: bool) -> None:
+        """Do nothing: every call waits."""
+
+    def check(self) -> None:
+        """Raise ClosedTableError if the table is closed; calls raise what goes wrong themselves."""
+        len(self._core)
+
+    def capturing(self) -> AbstractContextManager[None]:
+        """Raise InternalError: there are no graphs of a CPU."""
+        raise InternalError("the CPU engine captures nothing")
+
+    def replaying(self, step: int | None, lr: float) -> AbstractContextManager[None]:
+        """Raise InternalError: there are no graphs of a CPU."""
+        raise InternalError("the CPU engine replays nothing")
+
+    def new_output(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an array of the host, to be filled whole."""
+        return _core.new_output(shape[0], shape[1] if len(shape) > 1 else -1, dtype)
 
     @staticmethod
     def find_many(batches: Sequence[JoinedBatch], missing: str) -> None:

@@ -8,6 +8,7 @@ ClosedTableError.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -163,6 +164,26 @@ class Engine(Protocol):
     @staticmethod
     def apply_many(batches: Sequence[JoinedBatch], step: int) -> list[ApplyReport]:
         """Update the rows of each batch's ticket, or, without one, of its keys."""
+        ...
+
+    def set_strict(self, is_strict: bool) -> None:
+        """Say whether every call waits until its work is done, and raises what went wrong."""
+        ...
+
+    def check(self) -> None:
+        """Raise what went wrong in calls that did not wait."""
+        ...
+
+    def capturing(self) -> AbstractContextManager[None]:
+        """Let calls inside be captured in a graph of the device."""
+        ...
+
+    def replaying(self, step: int | None, lr: float) -> AbstractContextManager[None]:
+        """Frame the replay of a graph; `step` None if nothing but reads was captured."""
+        ...
+
+    def new_output(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an array, to be filled whole, in the memory of this engine's device."""
         ...
 
     def find_fast(self, keys: object, out: object) -> NDArray[Any] | None:

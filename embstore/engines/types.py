@@ -1,8 +1,10 @@
 """The nouns that engines and tables exchange: rows, candidates, changes and reports."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,6 +176,63 @@ class ApplyReport(NamedTuple):
     n_dropped: int
     n_stale: int
     n_nonfinite: int
+
+
+class LateReport(ApplyReport):
+    """The `ApplyReport` of a call that did not wait for the card: reading a field waits.
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> report = es.LateReport(lambda: es.ApplyReport(2, 0, 1, 0))
+    >>> report.n_applied, report == (2, 0, 1, 0)
+    (2, True)
+    """
+
+    _read: Callable[[], ApplyReport]
+
+    def __new__(cls, read: Callable[[], ApplyReport]) -> Self:
+        """Return the report that `read` will return."""
+        report = super().__new__(cls, -1, -1, -1, -1)
+        report._read = cache(read)
+        return report
+
+    @property
+    def n_applied(self) -> int:
+        """Unique keys whose row was updated."""
+        return self._read().n_applied
+
+    @property
+    def n_dropped(self) -> int:
+        """Unique keys that had no row at forward."""
+        return self._read().n_dropped
+
+    @property
+    def n_stale(self) -> int:
+        """Unique keys that had a row at forward and had none any more."""
+        return self._read().n_stale
+
+    @property
+    def n_nonfinite(self) -> int:
+        """Unique keys that were skipped because their gradient was not finite."""
+        return self._read().n_nonfinite
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(tuple(self._read()))
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self._read())[index]
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self._read()) == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self._read())
 
 
 class AssignReport(NamedTuple):

@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore import engines
-from embstore.engines import arrays
+from embstore.engines import arrays, streams
+from embstore.engines.device_arrays import DeviceArray
 from embstore.engines.spec import TableSpec
 from embstore.engines.types import Rows
 from embstore.errors import ArgumentError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from embstore.engines.engine import Engine
 
 EvictionSink = Callable[[Rows], object]
+_NO_STREAM = nullcontext()
 
 
 class TableBase:
@@ -50,6 +52,7 @@ class TableBase:
         self._on_evict = on_evict
         self._engine: Engine = engines.create(spec, device, hash_seed, on_evict is not None)
         self._find_fast = self._engine.find_fast
+        self._strict = False
         self._pins: NDArray[np.int64] = np.empty(0, np.int64)
         self._lr = None if spec.optimizer is None else spec.optimizer.lr
         self._is_bloom_past_capacity = False
@@ -126,6 +129,32 @@ class TableBase:
     def device(self) -> str:
         """Where the rows are."""
         return self._device
+
+    @property
+    def strict(self) -> bool:
+        """Whether calls wait for the card even where all their arrays are of it; see `check`."""
+        return self._strict
+
+    @strict.setter
+    def strict(self, is_strict: bool) -> None:
+        self._strict = bool(is_strict)
+        self._engine.set_strict(self._strict)
+
+    def check(self) -> None:
+        """Wait for the card, and raise what went wrong in calls that did not wait.
+
+        On a card, find, find_or_insert and apply_gradients do not wait where all their arrays are
+        of it and `strict` is False. A sum of gradients that is not finite (with
+        ``on_nonfinite="raise"``) then changes no row, and is raised by the next check, stats, save
+        or call that waits; the clock of the optimizer has counted the step. On the CPU there is
+        never anything to raise.
+
+        Raises
+        ------
+        NonFiniteError
+            If that has happened.
+        """
+        self._engine.check()
 
     @property
     def slots(self) -> Slots:
@@ -220,9 +249,35 @@ class TableBase:
         except ValueError:
             return f"{head}, closed>"
 
-    def _output(self, out: object, n: int, where: str) -> NDArray[Any]:
-        """Return `out`, checked, or a new array for n rows."""
-        return arrays.as_output(out, (n, self.dim), self._spec.row_dtype, where)
+    def _output(
+        self,
+        out: object,
+        n: int,
+        where: str,
+        like: object = None,
+        dtype: np.dtype[Any] | None = None,
+    ) -> NDArray[Any]:
+        """Return `out`, checked, or a new array for n rows, where `like` is: host or card."""
+        dtype = self._spec.row_dtype if dtype is None else dtype
+        if out is None and isinstance(like, DeviceArray):
+            return self._engine.new_output((n, self.dim), dtype)
+        return arrays.as_output(out, (n, self.dim), dtype, where, self._device)
+
+    def _vector(self, n: int, dtype: Any, like: object) -> NDArray[Any]:
+        """Return a new array (n,), to be filled whole, where `like` is."""
+        if isinstance(like, DeviceArray):
+            return self._engine.new_output((n,), np.dtype(dtype))
+        return arrays.new_vector(n, dtype)
+
+    def _on_stream(
+        self, stream: object, where: str, *given: object
+    ) -> AbstractContextManager[None]:
+        """Queue a call on a stream of a card: the one asked for, or that of the arrays given."""
+        if self._device != "cpu":
+            return streams.chosen(stream, where, *given)
+        if stream is not None:
+            raise ArgumentError(f"{where}: stream is for tables on a card; this one is on the cpu")
+        return _NO_STREAM
 
     def _public_rows(self, rows: Rows) -> Rows:
         """Return rows as stored in the form that crosses numpy: bfloat16 as float32."""

@@ -50,7 +50,7 @@ class Batch:
     def __init__(self, table: "TableBase", ticket: "Ticket", rows: NDArray[Any]) -> None:
         self._table = table
         self._ticket: Ticket | None = ticket
-        self.rows = rows
+        self.rows = arrays.public(rows)
 
     @property
     def keys(self) -> NDArray[np.int64]:
@@ -131,7 +131,8 @@ class Batch:
     def _grad_parts(self, grads: object, where: str) -> list[Part]:
         """Return the gradients of `rows` as an engine takes them."""
         shape = (len(self.rows), self._table.dim)
-        return [Part(None, arrays.as_floats(grads, shape, where, "grads"))]
+        checked = arrays.as_floats(grads, shape, where, "grads", self._table.device)
+        return [Part(None, checked)]
 
 
 class PooledBatch(Batch):
@@ -165,10 +166,10 @@ class PooledBatch(Batch):
         self._bags = bags  # of each feature, whose rows follow one another
 
     def _grad_parts(self, grads: object, where: str) -> list[Part]:
-        checked = arrays.as_floats(grads, self.rows.shape, where, "grads")
+        checked = arrays.as_floats(grads, self.rows.shape, where, "grads", self._table.device)
         ends = np.cumsum([bags.n_bags for bags in self._bags]).tolist()
         return [
-            Part(None, checked[end - bags.n_bags : end], bags=bags)
+            Part(None, arrays.part_of(checked, end - bags.n_bags, end), bags=bags)
             for end, bags in zip(ends, self._bags, strict=True)
         ]
 
@@ -203,7 +204,7 @@ class FeatureBatch:
         self.batch = batch
         self.place = place  # among the features of the batch
         self.ids = ids  # the feature's keys among those of the batch
-        self.rows = rows
+        self.rows = arrays.public(rows)
         self._bags = bags
 
     @property
@@ -223,7 +224,9 @@ class FeatureBatch:
 
     def grad_part(self, grads: object, where: str) -> Part:
         """Return the gradients of `rows` as an engine takes them."""
-        return Part(None, arrays.as_floats(grads, self.rows.shape, where, "grads"), bags=self._bags)
+        device = self.batch._table.device
+        checked = arrays.as_floats(grads, self.rows.shape, where, "grads", device)
+        return Part(None, checked, bags=self._bags)
 
     def close(self) -> None:
         """Close the table's batch, and so the parts of all its features."""
@@ -237,16 +240,30 @@ class FeatureBatch:
 
 
 def as_bags(
-    keys: object, offsets: object, mode: object, weights: object, padding: object, where: str
+    keys: object,
+    offsets: object,
+    mode: object,
+    weights: object,
+    padding: object,
+    where: str,
+    device: str = "cpu",
 ) -> tuple[NDArray[np.int64], Bags]:
-    """Return the checked keys without padding, and the bags that hold them."""
-    key_array = arrays.as_keys(keys, where)
+    """Return the checked keys without padding, and the bags that hold them.
+
+    Offsets are looked at on the host: those of a card are copied. So are keys and weights where
+    padding is to be left out.
+    """
+    key_array = arrays.as_keys(keys, where, device=device)
     n = len(key_array)
-    bounds = arrays.as_offsets(offsets, n, where)
+    bounds = arrays.as_offsets(arrays.on_host(offsets, device), n, where)
     checked_mode = check_choice(where, "mode", mode, POOL_MODES)
-    factors = None if weights is None else arrays.as_floats(weights, (n,), where, "weights")
+    factors = None
+    if weights is not None:
+        factors = arrays.as_floats(weights, (n,), where, "weights", device)
     pad = check_optional_int(where, "padding", padding, -(2**63), 2**63 - 1)
     if pad is not None:
+        key_array = arrays.as_keys(arrays.on_host(key_array, device), where)
+        factors = None if factors is None else arrays.on_host(factors, device)
         is_kept = key_array != pad
         n_kept_before = np.zeros(n + 1, np.int64)
         np.cumsum(is_kept, out=n_kept_before[1:])

@@ -31,7 +31,9 @@ class TableContent(TableBase):
         -------
         (n,) bool
         """
-        return self._engine.contains(arrays.as_keys(keys, "Table.contains"))
+        key_array = arrays.as_keys(keys, "Table.contains", device=self._device)
+        with self._on_stream(None, "Table.contains", key_array):
+            return arrays.public(self._engine.contains(key_array))  # type: ignore[no-any-return]
 
     def assign(
         self,
@@ -67,12 +69,13 @@ class TableContent(TableBase):
             With ``on_full="raise"``, if the new keys do not fit; nothing is changed.
         """
         where = "Table.assign"
-        key_array = arrays.as_keys(keys, where)
-        value_array = arrays.as_floats(values, (len(key_array), self.dim), where, "values")
+        key_array = arrays.as_keys(keys, where, device=self._device)
+        shape = (len(key_array), self.dim)
+        value_array = arrays.as_floats(values, shape, where, "values", self._device)
         checked_mode = check_choice(where, "mode", mode, ASSIGN_MODES)
         if step is not None:
             step = check_step(where, step)
-        with self._writing:
+        with self._on_stream(None, where, key_array, value_array), self._writing:
             at = self.step if step is None else step
             return self._engine.assign(key_array, value_array, checked_mode, at)
 
@@ -83,8 +86,8 @@ class TableContent(TableBase):
         ----------
         keys : (n,) int64
         """
-        key_array = arrays.as_keys(keys, "Table.erase")
-        with self._writing:
+        key_array = arrays.as_keys(keys, "Table.erase", device=self._device)
+        with self._on_stream(None, "Table.erase", key_array), self._writing:
             return self._engine.erase(key_array)
 
     def clear(self) -> None:

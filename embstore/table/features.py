@@ -1,6 +1,7 @@
 """Features of a store: what callers give by feature, and the features of a table as one batch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,10 +30,18 @@ class Joint(NamedTuple):
         return Batch(self.table, ticket, self.rows)
 
 
-def keys_by_feature(keys: object, where: str) -> dict[str, NDArray[np.int64]]:
-    """Return the checked keys of each feature."""
+def by_engine(batches: Sequence[JoinedBatch]) -> Iterator[list[JoinedBatch]]:
+    """Yield runs of batches that one engine call serves: of tables on one kind of device."""
+    for _, group in groupby(batches, key=lambda batch: type(batch.engine)):
+        yield list(group)
+
+
+def keys_by_feature(
+    keys: object, where: str, devices: Mapping[str, str]
+) -> dict[str, NDArray[np.int64]]:
+    """Return the checked keys of each feature; `devices` are those of the features' tables."""
     return {
-        f: arrays.as_keys(k, where, f"keys[{f!r}]")
+        f: arrays.as_keys(k, where, f"keys[{f!r}]", devices.get(f, "cpu"))
         for f, k in items_by_feature(keys, where, "keys")
     }
 

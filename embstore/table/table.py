@@ -29,6 +29,7 @@ from embstore.table.base import EvictionSink
 from embstore.table.batch import Batch, PooledBatch, PoolMode, as_bags
 from embstore.table.content import TableContent
 from embstore.table.files import TableFiles
+from embstore.table.graphs import TableGraphs
 
 Missing = Literal["default", "initial", "raise"]
 Admit = Literal["policy", "always"]
@@ -36,7 +37,7 @@ MISSING: tuple[Missing, ...] = ("default", "initial", "raise")
 ADMIT: tuple[Admit, ...] = ("policy", "always")
 
 
-class Table(TableContent, TableFiles):
+class Table(TableContent, TableFiles, TableGraphs):
     """A dynamic table from int64 keys, all 2**64 of them, to rows of `dim` values.
 
     Any number of threads may `find` while one at a time trains or evicts; others queue. A save lets
@@ -83,7 +84,11 @@ class Table(TableContent, TableFiles):
         Called with the `Rows` of every eviction, after the call that evicted them has released
         the table; what it raises comes out of that call, whose work is then done.
     device
-        "cpu".
+        "cpu", "cuda" (the current card) or "cuda:N". Arrays of a card (CuPy, PyTorch, JAX, all
+        that have ``__cuda_array_interface__`` or DLPack) go in and out without a copy where keys
+        are such an array; with keys of the host, results are numpy arrays.
+    strict
+        Of tables on a card: wait in every call, and raise there what went wrong; see `check`.
 
     Examples
     --------
@@ -121,6 +126,7 @@ class Table(TableContent, TableFiles):
         track_changes: bool = False,
         on_evict: EvictionSink | None = None,
         device: str = "cpu",
+        strict: bool = False,
     ) -> None:
         spec = TableSpec(
             dim=dim,
@@ -141,6 +147,7 @@ class Table(TableContent, TableFiles):
             track_changes=track_changes,
         )
         super().__init__(spec, device, hash_seed, on_evict, "Table")
+        self.strict = strict
 
     @overload
     def find(
@@ -151,6 +158,7 @@ class Table(TableContent, TableFiles):
         return_found: Literal[False] = False,
         with_meta: Literal[False] = False,
         raw: bool = False,
+        stream: object = None,
     ) -> NDArray[Any]: ...
     @overload
     def find(
@@ -162,6 +170,7 @@ class Table(TableContent, TableFiles):
         return_found: Literal[True],
         with_meta: Literal[False] = False,
         raw: bool = False,
+        stream: object = None,
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]: ...
     @overload
     def find(
@@ -173,6 +182,7 @@ class Table(TableContent, TableFiles):
         *,
         with_meta: Literal[True],
         raw: bool = False,
+        stream: object = None,
     ) -> FindResult: ...
     def find(
         self,
@@ -182,6 +192,7 @@ class Table(TableContent, TableFiles):
         return_found: bool = False,
         with_meta: bool = False,
         raw: bool = False,
+        stream: object = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.bool_]] | FindResult:
         """Read rows; the table is not changed in any way.
 
@@ -200,42 +211,54 @@ class Table(TableContent, TableFiles):
             where there is no row.
         raw
             Give the rows of a bfloat16 table as their bits, uint16.
+        stream
+            Of tables on a card: the stream to queue the call on (of CuPy, of PyTorch, or a
+            ``cudaStream_t``); by default that of the arrays' producer, or the device's current one.
 
         Returns
         -------
         (n, dim) float32
             float16 of float16 tables.
         """
-        if missing == "default" and not (return_found or with_meta or raw):
+        if missing == "default" and not (return_found or with_meta or raw) and stream is None:
             rows = self._find_fast(keys, out)
             if rows is not None:
                 return rows
-        result = self._find(keys, out, missing, return_found or with_meta, with_meta, raw)
+        want_found = return_found or with_meta
+        result = self._find(keys, out, missing, want_found, with_meta, raw, stream)
         if with_meta:
             return result
         return (result.rows, result.found) if return_found else result.rows
 
     def _find(
-        self, keys: object, out: object, missing: str, want_found: bool, want_meta: bool, raw: bool
+        self,
+        keys: object,
+        out: object,
+        missing: str,
+        want_found: bool,
+        want_meta: bool,
+        raw: bool,
+        stream: object,
     ) -> FindResult:
         """Find by the general path; arrays that are not wanted are empty."""
         where = "Table.find"
-        key_array = arrays.as_keys(keys, where)
+        key_array = arrays.as_keys(keys, where, device=self._device)
         check_choice(where, "missing", missing, MISSING)
         n = len(key_array)
         dtype = self._spec.stored_dtype if raw else self._spec.row_dtype
-        rows = arrays.as_output(out, (n, self.dim), dtype, where)
-        arrays.check_no_overlap(rows, where, keys=key_array)
-        found = arrays.new_vector(n, np.bool_) if want_found else None
-        freq = arrays.new_vector(n, np.uint32) if want_meta else None
-        step = arrays.new_vector(n, np.int64) if want_meta else None
-        self._engine.find(key_array, rows, missing, found, freq, step)
+        with self._on_stream(stream, where, key_array, out):
+            rows = self._output(out, n, where, key_array, dtype)
+            arrays.check_no_overlap(rows, where, keys=key_array)
+            found = self._vector(n, np.bool_, key_array) if want_found else None
+            freq = self._vector(n, np.uint32, key_array) if want_meta else None
+            step = self._vector(n, np.int64, key_array) if want_meta else None
+            self._engine.find(key_array, rows, missing, found, freq, step)
         none = np.empty(0, np.bool_)
         return FindResult(
-            rows,
-            none if found is None else found,
-            none.view(np.uint8).astype(np.uint32) if freq is None else freq,
-            none.astype(np.int64) if step is None else step,
+            arrays.public(rows),
+            none if found is None else arrays.public(found),
+            none.view(np.uint8).astype(np.uint32) if freq is None else arrays.public(freq),
+            none.astype(np.int64) if step is None else arrays.public(step),
         )
 
     def find_or_insert(
@@ -245,6 +268,7 @@ class Table(TableContent, TableFiles):
         counts: object = None,
         admit: Admit = "policy",
         out: object = None,
+        stream: object = None,
     ) -> Batch:
         """Read rows for training: count occurrences, admit keys, create their rows.
 
@@ -260,6 +284,9 @@ class Table(TableContent, TableFiles):
             "always" passes the admission policy by.
         out : (n, dim)
             Memory to write the rows into.
+        stream
+            Of tables on a card: the stream to queue the call on (of CuPy, of PyTorch, or a
+            ``cudaStream_t``); by default that of the arrays' producer, or the device's current one.
 
         Returns
         -------
@@ -273,23 +300,31 @@ class Table(TableContent, TableFiles):
             With ``on_full="raise"``, if the new keys do not fit.
         """
         where = "Table.find_or_insert"
-        key_array = arrays.as_keys(keys, where)
+        key_array = arrays.as_keys(keys, where, device=self._device)
         step = check_step(where, step)
         n = len(key_array)
-        count_array = None if counts is None else arrays.as_counts(counts, n, where)
+        count_array = None
+        if counts is not None:
+            count_array = arrays.as_counts(counts, n, where, self._device)
         if admit != "policy":
             check_choice(where, "admit", admit, ADMIT)
-        rows = self._output(out, n, where)
-        if out is not None:
-            arrays.check_no_overlap(rows, where, keys=key_array, counts=count_array)
-        with self._writing:
-            ticket = self._engine.find_or_insert(
-                key_array, step, count_array, admit != "policy", rows
-            )
+        with self._on_stream(stream, where, key_array, count_array, out):
+            rows = self._output(out, n, where, key_array)
+            if out is not None:
+                arrays.check_no_overlap(rows, where, keys=key_array, counts=count_array)
+            with self._writing:
+                ticket = self._engine.find_or_insert(
+                    key_array, step, count_array, admit != "policy", rows
+                )
         return Batch(self, ticket, rows)
 
     def apply_gradients(
-        self, batch_or_keys: object, grads: object, step: int, lr: float | None = None
+        self,
+        batch_or_keys: object,
+        grads: object,
+        step: int,
+        lr: float | None = None,
+        stream: object = None,
     ) -> ApplyReport:
         """Update rows: gradients of one key are summed, then its optimizer runs once.
 
@@ -304,11 +339,15 @@ class Table(TableContent, TableFiles):
             Now; the rows' step becomes at least this.
         lr
             The learning rate of this call, instead of the table's own.
+        stream
+            Of tables on a card: the stream to queue the call on (of CuPy, of PyTorch, or a
+            ``cudaStream_t``); by default that of the arrays' producer, or the device's current one.
 
         Returns
         -------
         ApplyReport
-            Numbers of unique keys: applied, dropped, stale, nonfinite.
+            Numbers of unique keys: applied, dropped, stale, nonfinite. Of a call that does not wait
+            for the card (see `strict`) a `LateReport`, which waits when it is read.
 
         Raises
         ------
@@ -325,11 +364,12 @@ class Table(TableContent, TableFiles):
             ticket = batch_or_keys._ticket_of(self, where)
             parts = batch_or_keys._grad_parts(grads, where)
         else:
-            key_array = arrays.as_keys(batch_or_keys, where)
+            key_array = arrays.as_keys(batch_or_keys, where, device=self._device)
             shape = (len(key_array), self.dim)
-            parts = [Part(key_array, arrays.as_floats(grads, shape, where, "grads"))]
+            checked = arrays.as_floats(grads, shape, where, "grads", self._device)
+            parts = [Part(key_array, checked)]
         batch = JoinedBatch(self._engine, parts, ticket, rate)
-        with self._lock:
+        with self._on_stream(stream, where, parts[0].rows), self._lock:
             return self._engine.apply_many([batch], step)[0]
 
     @overload
@@ -342,6 +382,7 @@ class Table(TableContent, TableFiles):
         step: None = None,
         padding: int | None = None,
         out: object = None,
+        stream: object = None,
     ) -> NDArray[np.float32]: ...
     @overload
     def pooled(
@@ -354,6 +395,7 @@ class Table(TableContent, TableFiles):
         step: int,
         padding: int | None = None,
         out: object = None,
+        stream: object = None,
     ) -> PooledBatch: ...
     def pooled(
         self,
@@ -364,6 +406,7 @@ class Table(TableContent, TableFiles):
         step: int | None = None,
         padding: int | None = None,
         out: object = None,
+        stream: object = None,
     ) -> NDArray[np.float32] | PooledBatch:
         """Reduce bags of ids to one row each.
 
@@ -386,6 +429,9 @@ class Table(TableContent, TableFiles):
             An id that fills bags up: it is neither looked up nor counted.
         out : (n_bags, dim) float32
             Memory to write the pooled rows into.
+        stream
+            Of tables on a card: the stream to queue the call on (of CuPy, of PyTorch, or a
+            ``cudaStream_t``); by default that of the arrays' producer, or the device's current one.
 
         Returns
         -------
@@ -393,17 +439,18 @@ class Table(TableContent, TableFiles):
             The latter with a step; apply_gradients takes it with (n_bags, dim) gradients.
         """
         where = "Table.pooled"
-        key_array, bags = as_bags(keys, offsets, mode, weights, padding, where)
-        pooled = arrays.as_output(out, (bags.n_bags, self.dim), arrays.FLOAT32, where)
-        if out is not None:
-            arrays.check_no_overlap(
-                pooled, where, keys=key_array, offsets=bags.offsets, weights=bags.weights
-            )
-        batch = JoinedBatch(self._engine, [Part(key_array, pooled, bags=bags)])
-        if step is None:
-            self._engine.find_many([batch], "default")
-            return pooled
-        step = check_step(where, step)
-        with self._writing:
-            (ticket,) = self._engine.find_or_insert_many([batch], step, admit_always=False)
+        key_array, bags = as_bags(keys, offsets, mode, weights, padding, where, self._device)
+        with self._on_stream(stream, where, key_array, out):
+            pooled = self._output(out, bags.n_bags, where, key_array, arrays.FLOAT32)
+            if out is not None:
+                arrays.check_no_overlap(
+                    pooled, where, keys=key_array, offsets=bags.offsets, weights=bags.weights
+                )
+            batch = JoinedBatch(self._engine, [Part(key_array, pooled, bags=bags)])
+            if step is None:
+                self._engine.find_many([batch], "default")
+                return arrays.public(pooled)  # type: ignore[no-any-return]
+            step = check_step(where, step)
+            with self._writing:
+                (ticket,) = self._engine.find_or_insert_many([batch], step, admit_always=False)
         return PooledBatch(self, ticket, pooled, [bags])

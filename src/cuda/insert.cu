@@ -79,23 +79,25 @@ struct CommitKeysArgs {
   const uint32_t* before;  // or null: none
   const uint64_t* cells;
   const uint32_t* ranks;
-  uint64_t step;  // relative
+  uint64_t step;   // relative
+  const Now* now;  // of a captured graph, in place of `step`; or null
 };
 
 EMB_KERNEL(commit_keys, CommitKeysArgs) {
   const IndexTile tile = IndexTile::here();
   const bool has_counts = a.occurrences != nullptr;
+  const uint32_t step = static_cast<uint32_t>(a.now != nullptr ? a.now->step : a.step);
   for (uint64_t u = tile.number(); u < *a.n_unique; u += IndexTile::count()) {
     const KeyToCommit k = {a.keys[u],
                            a.status[u],
-                           a.rows[u],
+                           a.status[u] == kFound ? a.rows[u] : kNoRow,
                            a.before != nullptr ? a.before[u] : 0,
                            a.cells[u],
                            has_counts ? saturated(a.occurrences[u]) : 0,
                            a.ranks[u]};
     if (k.status == kFound && !has_counts) continue;
-    const uint32_t row = commit_key(tile, *a.table, k, static_cast<uint32_t>(a.step));
-    if (tile.lane() == 0) a.rows[u] = row;
+    const uint32_t row = commit_key(tile, *a.table, k, step);
+    if (tile.lane() == 0 && k.status != kFound) a.rows[u] = row;
   }
 }
 

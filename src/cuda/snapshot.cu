@@ -7,7 +7,7 @@ using namespace embstore::cuda;
 // Rows number `first` to `end` of a list of distinct ones, or to where the number at n_at says that it ends.
 struct ProtectRowsArgs {
   const TableView* table;
-  CutView* cut;
+  CutView* cut;          // null: that of the table, if it has one when this runs
   const uint32_t* rows;  // kNoRow is passed over
   uint64_t first;
   uint64_t end;
@@ -15,7 +15,8 @@ struct ProtectRowsArgs {
 };
 
 EMB_KERNEL(protect_rows_of_cut, ProtectRowsArgs) {
-  protect_rows(*a.table, a.cut, a.rows, listed_range(a.first, a.end, a.n_at));
+  CutView* const cut = a.cut != nullptr ? a.cut : a.table->cut;
+  if (cut != nullptr) protect_rows(*a.table, cut, a.rows, listed_range(a.first, a.end, a.n_at));
 }
 
 struct CountWaitingArgs {

@@ -11,13 +11,15 @@ struct PrepareUpdateArgs {
   double lr;
   double beta1_power;
   double beta2_power;
+  const Now* now;  // of a captured graph, in place of the three; or null
   UpdateScalars* scalars;
 };
 
 // The constants of one call, and its counts cleared. By one thread.
 EMB_KERNEL(prepare_update, PrepareUpdateArgs) {
   if (grid_thread() != 0) return;
-  *a.scalars = update_scalars(optimizer_of(*a.table), a.lr, a.beta1_power, a.beta2_power);
+  const Now now = a.now != nullptr ? *a.now : Now{0, 0, a.lr, a.beta1_power, a.beta2_power};
+  *a.scalars = update_scalars(optimizer_of(*a.table), now.lr, now.beta1_power, now.beta2_power);
 }
 
 struct ClearCountsArgs {
@@ -81,13 +83,15 @@ struct UpdateRowsArgs {
   const float* sums;
   const UpdateScalars* scalars;
   uint64_t t;
-  uint64_t step;  // relative
+  uint64_t step;   // relative
+  const Now* now;  // of a captured graph, in place of both; or null
   uint64_t lanes_shift;
 };
 
 EMB_DEVICE Update update_of(const UpdateRowsArgs& a) {
-  return Update{*a.table, optimizer_of(*a.table), *a.scalars, static_cast<uint32_t>(a.t),
-                static_cast<uint32_t>(a.step)};
+  const uint64_t t = a.now != nullptr ? a.now->t : a.t;
+  const uint64_t step = a.now != nullptr ? a.now->step : a.step;
+  return Update{*a.table, optimizer_of(*a.table), *a.scalars, static_cast<uint32_t>(t), static_cast<uint32_t>(step)};
 }
 
 // Whether nothing is to be changed, because a sum was not finite.
@@ -137,14 +141,19 @@ struct SettleUpdateArgs {
   const TableView* table;
   const UpdateCounts* counts;
   uint64_t on_nonfinite;
+  const uint64_t* keys;
+  const uint32_t* inverse;
 };
 
-// Adds what a call counted to the totals, unless it changed nothing.
 EMB_KERNEL(settle_update, SettleUpdateArgs) {
   if (grid_thread() != 0) return;
   const OnNonfinite on_nonfinite = static_cast<OnNonfinite>(a.on_nonfinite);
-  if (on_nonfinite == OnNonfinite::kRaise && a.counts->n_nonfinite != 0) return;
   Counters& c = *a.table->counters;
+  if (on_nonfinite == OnNonfinite::kRaise && a.counts->n_nonfinite != 0) {
+    ++c.n_bad_calls;
+    c.bad_key = a.keys[a.inverse[a.counts->first_bad]];
+    return;
+  }
   c.n_grads_dropped += a.counts->n_dropped;
   c.n_grads_stale += a.counts->n_stale;
   if (on_nonfinite == OnNonfinite::kSkip) c.n_nonfinite += a.counts->n_nonfinite;

@@ -1,24 +1,21 @@
 """The contract runs once for each engine: `make_table` makes tables on it, and closes them.
 
-The CUDA engine runs on a device that a CPU emulates; see tests/emulator.
+The CUDA engine runs on a device that a CPU emulates (tests/emulator); with EMBSTORE_TEST_DEVICE on
+a card, and then it alone.
 """
 
-import gc
-
+import card_kit
 import pytest
 
 import embstore as es
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def engine(request, monkeypatch):
+@pytest.fixture(params=["cuda"] if card_kit.is_real() else ["cpu", "cuda"])
+def engine(request):
     """The device of the tables under test."""
     if request.param == "cuda":
-        device = request.getfixturevalue("emulated_device")
-        yield request.param
-        gc.collect()
-        device.allocations.release()
-        assert device.violations == []
+        with card_kit.device_under_test():
+            yield request.param
     else:
         yield request.param
 
@@ -49,7 +46,7 @@ def threads():
 @pytest.fixture
 def size(engine):
     """A function from a number of keys to one that the engine under test does in a second."""
-    return lambda n: n if engine == "cpu" else max(1, n // 16)
+    return lambda n: n if engine == "cpu" or card_kit.is_real() else max(1, n // 16)
 
 
 @pytest.fixture

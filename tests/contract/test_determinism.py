@@ -37,9 +37,7 @@ def run_in_child(program, engine, **environment):
     ("threads", "path"),
     [("1", "baseline"), ("2", "baseline"), ("1", "avx2"), ("5", "avx2"), ("2", "avx512")],
 )
-def test_neither_threads_nor_the_instruction_set_matter(
-    engine, cpu_alone, expected, threads, path
-):
+def test_neither_threads_nor_the_instruction_set_matter(engine, cpu_alone, expected, threads, path):
     program = digest.__file__
     result = run_in_child(program, engine, EMBSTORE_NUM_THREADS=threads, EMBSTORE_CPU=path)
     assert result == [path, threads, expected(engine)]

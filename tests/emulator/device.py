@@ -7,6 +7,7 @@ was wrong stands in `EmulatedDevice.violations`, and a test asserts that it is e
 
 import collections
 import ctypes
+import functools
 import math
 import random
 import threading
@@ -17,7 +18,7 @@ import numpy as np
 from embstore.engines.cuda.device import BLOCK_THREADS
 from embstore.errors import OutOfMemoryError
 
-from .build import library
+from .build import library_of_devices
 
 GARBAGE = 0xA5
 RED = 0x5C
@@ -68,6 +69,7 @@ class Allocations:
         self.violations = []
         self._n_bytes = {}  # by address
         self._quarantine = collections.deque()
+        self._n_quarantined = 0  # bytes
         self._lock = threading.RLock()  # a finalizer may run inside any call
 
     def add(self, address, n_bytes):
@@ -83,30 +85,40 @@ class Allocations:
                 self.violations.append(fault)
             whole[:] = FREED
             self._quarantine.append(whole)
+            self._n_quarantined += len(whole)
             self.release(QUARANTINE_BYTES)
 
     def release(self, n_bytes=0):
         """Let all but `n_bytes` leave the quarantine, and look whether it was written to."""
         with self._lock:
-            while sum(len(whole) for whole in self._quarantine) > n_bytes:
+            while self._quarantine and self._n_quarantined > n_bytes:
                 whole = self._quarantine.popleft()
+                self._n_quarantined -= len(whole)
                 if (whole != FREED).any():
                     self.violations.append(f"{len(whole)} bytes were written after they were freed")
 
     def require(self, address, n_bytes):
         """Raise AssertionError unless the bytes lie in one allocation."""
         with self._lock:
-            held = list(self._n_bytes.items())  # a finalizer may change it meanwhile
+            held = self._held()
         room = max((a + n - address for a, n in held if a <= address <= a + n), default=-1)
         if n_bytes > room:
             fault = f"{n_bytes} bytes at {address:#x} are not in one allocation"
             self.violations.append(fault)
             raise AssertionError(fault)
 
+    def _held(self):
+        """All addresses and their bytes; finalizers, which may run at any time, change them."""
+        while True:
+            try:
+                return list(self._n_bytes.items())
+            except RuntimeError:
+                pass
+
     @property
     def n_bytes(self):
         with self._lock:
-            return sum(self._n_bytes.values())
+            return sum(n_bytes for _, n_bytes in self._held())
 
     def __len__(self):
         return len(self._n_bytes)
@@ -124,7 +136,7 @@ def fault_of(whole, begin, n_bytes):
 class EmulatedMemory:
     """Bytes between red zones, at a multiple of 256; pinned memory too."""
 
-    def __init__(self, allocations, n_bytes, fill):
+    def __init__(self, allocations, n_bytes, fill, free=None):
         self._whole = np.empty(n_bytes + 2 * RED_BYTES + ALIGNMENT, dtype=np.uint8)
         self._begin = -(self._whole.ctypes.data + RED_BYTES) % ALIGNMENT + RED_BYTES
         self._whole[:] = RED
@@ -132,7 +144,10 @@ class EmulatedMemory:
         self.address = self._whole.ctypes.data + self._begin
         self.array[:] = fill
         allocations.add(self.address, n_bytes)
-        weakref.finalize(self, allocations.remove, self._whole, self._begin, n_bytes)
+        remove = functools.partial(allocations.remove, self._whole, self._begin, n_bytes)
+        weakref.finalize(
+            self, remove if free is None else free, *([] if free is None else [remove])
+        )
 
     @property
     def __array_interface__(self):
@@ -153,8 +168,9 @@ class EmulatedMemory:
 class EmulatedArray:
     """An array of the emulated device, with the interface that frameworks read."""
 
-    def __init__(self, memory, shape, dtype, stream):
+    def __init__(self, memory, shape, dtype, stream, begin=0):
         self.memory = memory
+        self._begin = begin  # byte of the memory
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)
         self._stream = stream
@@ -165,14 +181,27 @@ class EmulatedArray:
             "version": 3,
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (self.memory.address if self.memory.n_bytes else 0, False),
+            "data": (self.memory.address + self._begin if math.prod(self.shape) else 0, False),
             "strides": None,
             "stream": self._stream or 1,  # 0 is not allowed; 1 is the default stream
         }
 
     def numpy(self):
         """The array itself, as the host sees it: no copy."""
-        return self.memory.array.view(self.dtype).reshape(self.shape)
+        n_bytes = math.prod(self.shape) * self.dtype.itemsize
+        own = self.memory.array[self._begin : self._begin + n_bytes]
+        return own.view(self.dtype).reshape(self.shape)
+
+    def __getitem__(self, rows):
+        """Rows [start, stop), over the same memory."""
+        first, end, _ = rows.indices(self.shape[0])
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        shape = (max(0, end - first), *self.shape[1:])
+        begin = self._begin + first * row_bytes
+        return EmulatedArray(self.memory, shape, self.dtype, self._stream, begin)
+
+    def __len__(self):
+        return self.shape[0]
 
 
 class EmulatedEvent:
@@ -202,6 +231,7 @@ class EmulatedQueue:
     def download(self, source, out):
         assert out.flags.c_contiguous, "download takes a contiguous array"
         assert out.flags.writeable, "download takes an array that can be written"
+        self._device.n_waits += 1
         self._move(out.ctypes.data, source, out.nbytes, device_bytes=[source])
 
     def copy(self, to, source, n_bytes):
@@ -215,6 +245,9 @@ class EmulatedQueue:
     def launch(self, kernel, n_threads, args):
         self._device.launch(kernel, n_threads, args)
 
+    def is_capturing(self):
+        return False
+
     def record(self):
         return EmulatedEvent()
 
@@ -222,7 +255,7 @@ class EmulatedQueue:
         event.wait()
 
     def synchronize(self):
-        pass
+        self._device.n_waits += 1
 
     def _move(self, to, source, n_bytes, device_bytes):
         for address in device_bytes:
@@ -243,18 +276,19 @@ class EmulatedDevice:
     memory_bytes
         The size of the memory; None is without bound.
     emulator
-        An `Emulator`; None is that of `build.library()`.
+        An `Emulator`; None is that of `build.library_of_devices()`.
     """
 
     name = "cuda:0"
 
     def __init__(self, seed=0, max_blocks=4, memory_bytes=None, emulator=None):
-        self.emulator = emulator or Emulator(library())
+        self.emulator = emulator or Emulator(library_of_devices())
         self.max_blocks = max_blocks
         self.memory_bytes = memory_bytes
         self.current_stream = 0
         self.allocations = Allocations()
         self.launches = collections.Counter()  # by kernel
+        self.n_waits = 0  # of the host for a queue
         self.seed = seed
         self._queues = {}
 

@@ -107,7 +107,7 @@ class HandTable:
         self.meta["step"] = random.integers(0, 10, self.n_ids)
         self.live = np.zeros(-(-self.n_ids // 32) * 32, np.uint8)
         self.live[self.row_of] = 1
-        self.counters = card.put(np.zeros(16), np.uint64)
+        self.counters = card.put(np.zeros(len(fields_of("Counters"))), np.uint64)
         self._upload(init, np.zeros(shape.dim) if default_row is None else default_row)
 
     def _upload(self, init, default_row):
@@ -178,6 +178,12 @@ class HandTable:
     def read_counters(self):
         names = list(fields_of("Counters"))
         return dict(zip(names, self.card.get(self.counters, len(names), np.uint64), strict=True))
+
+    def set_key(self, row, key):
+        """Let the record of a row id name a key."""
+        chunk, place = divmod(int(row), 1 << self.shape.chunk_shift)
+        at = self.meta_chunks[chunk] + META.itemsize * place
+        self.card.queue.upload(at, np.array([key], np.int64))
 
     def rows(self):
         """Return (values, slots, steps) of the keys, as the card has them."""

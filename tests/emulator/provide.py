@@ -1,4 +1,6 @@
-"""The emulated device behind ``device="cuda"``, for programs that tests start."""
+"""The device under test behind ``device="cuda"``, for programs that tests start."""
+
+import card_kit
 
 from embstore.engines.cuda import status
 
@@ -6,7 +8,8 @@ from .device import EmulatedDevice
 
 
 def provide():
-    """Let ``device="cuda"`` be an emulated device; return it."""
-    device = EmulatedDevice()
+    """Let ``device="cuda"`` be an emulated device, or the card that is asked for; return it."""
+    is_real = card_kit.is_real()
+    device = status.open_device(card_kit.asked_for()) if is_real else EmulatedDevice()
     status.PROVIDER = lambda name: device
     return device

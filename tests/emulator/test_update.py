@@ -200,6 +200,7 @@ def test_rows_that_moved_or_went_are_found_anew_or_stale(card):
     rows[0], rows[1], rows[2], rows[3] = table.row_of[0], table.n_ids, 0xFFFFFFFF, 0xFFFFFFF0
     dead = np.setdiff1d(np.arange(table.n_ids), table.row_of)[0]
     rows[4] = rows[58:] = dead
+    table.set_key(dead, 60)  # as a row that was removed leaves it
     card.queue.upload(distinct.rows, rows)
     status = np.array([0, 1] * 32)
     status[10:14] = 2, 3, 2, 3

@@ -30,7 +30,7 @@ class Distinct:
 
     def __init__(self, launcher: Launcher, n: int) -> None:
         self.n = n
-        self._memory: Memory = launcher.queue.alloc(8 + 17 * n)
+        self._memory: Memory = launcher.alloc(8 + 17 * n)
         self.n_unique = self._memory.address
         self.keys = self.n_unique + 8
         self.inverse = self.keys + 8 * n

@@ -17,6 +17,7 @@ from embstore.engines.cuda.snapshot import Cut
 from embstore.engines.cuda.storage import TakenLog
 from embstore.engines.spec import TableSpec
 from embstore.engines.types import Rows
+from embstore.errors import ArgumentError
 
 TILE = 8
 UNKNOWN = 2**64  # of a bound: more than there is room for
@@ -97,13 +98,19 @@ class CudaCaching(CudaRemoving, CudaContent):
 
     # ---- find_or_insert and assign
 
-    def _insert(self, distinct: Distinct, step: int, has_counts: bool) -> dict[str, int]:
+    def _insert(
+        self, distinct: Distinct, step: int, has_counts: bool, may_be_late: bool = False
+    ) -> dict[str, int] | None:
         """Make the keys that are to be inserted; return the tally, of assign alone."""
         cache = self._cache
         if cache is None:
-            return super()._insert(distinct, step, has_counts)
+            return super()._insert(distinct, step, has_counts, may_be_late)
+        if self._is_captured:
+            raise ArgumentError(f"{self._where}: inserts into a cache cannot be captured")
+        if not may_be_late:
+            self._check_data(self._counters())
         self._insert_or_evict(cache, distinct, step, has_counts)
-        return {} if has_counts else self._tally_of_births(cache)
+        return None if has_counts else self._tally_of_births(cache)
 
     def _insert_or_evict(
         self, cache: CacheState, distinct: Distinct, step: int, has_counts: bool

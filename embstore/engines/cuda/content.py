@@ -71,6 +71,7 @@ class CudaContent(CudaInserting):
             self._advance_base(latest)
             self._protect(distinct.rows, n, distinct.n_unique)
             self._commit(distinct, self._clock.step_base, has_counts=False)
+            self._counters()
             data = {"values": rows.values, "slots": rows.slots, "freq": rows.freq}
             listed = RowList(distinct.rows, n)
             if n:
@@ -118,6 +119,7 @@ class CudaContent(CudaInserting):
                 )
             self._storage.reserve_cells(counters.n_live + counters.n_candidates + n)
             transfer.insert_candidates(self._launcher, self._table(), candidates)
+            self._counters()
 
     def _check_candidates(self, candidates: Candidates, distinct: Distinct) -> None:
         where = f"{self._where}: import_candidates"
@@ -148,12 +150,14 @@ class CudaContent(CudaInserting):
             for name in CLOCK_NAMES:
                 setattr(self._clock, name, state[name])
             self._storage.upload_counters(**{name: state[name] for name in COUNTED_NAMES})
+            self._counters()
             self._set_clock()
 
     def stats(self) -> dict[str, int]:
         """Return ``es_stats``: numbers of rows and cells, bytes by use."""
         with self._entered():
             counters, storage = self._counters(), self._storage
+            self._check_data(counters)
             n_bits = 8 * storage.bloom_bytes
             used = 0
             if n_bits:
@@ -205,6 +209,8 @@ class CudaContent(CudaInserting):
                 raise ArgumentError(f"{self._where}: a delta needs track_changes")
             if self._snapshot is not None:
                 raise ArgumentError(f"{self._where}: another snapshot of this table is being saved")
+            self._check_data(self._counters())
             snapshot = CudaSnapshot(self, is_delta, log_bytes, file)
             self._snapshot = snapshot.cut
+            self._storage.set_cut(snapshot.cut.view)
             return snapshot

@@ -1,7 +1,8 @@
 """What all verbs of a CUDA table share: its lock, memory, clock and counters, and arrays that cross.
 
-1. A call of a table is queued whole under its lock, so that calls follow each other on the device in
-   the order in which threads got the lock; the lock is held while nothing but a download waits.
+1. A call of a table is queued whole under its lock. Writers work on the table's own stream, which
+   waits for the caller's, and the caller's for it; readers work on the caller's, after all writers
+   before them. The memory of a table is used on its own stream, or read before that goes on.
 2. `_numbers` are the counters as last downloaded; what is not downloaded after a call is only known
    to be at most `_bounds`.
 3. A writer's call plans, and may fail, before it launches the first kernel that changes the table.
@@ -11,16 +12,17 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore.engines import kernels, native
+from embstore.engines import kernels, native, streams
 from embstore.engines.cuda.batch import MOST_KEYS, Distinct
+from embstore.engines.cuda.bounds import Bounds
 from embstore.engines.cuda.clock import BASE_KEPT, BASE_SPAN, Clock
-from embstore.engines.cuda.device import Device
-from embstore.engines.cuda.launch import Launcher
+from embstore.engines.cuda.device import Device, Event, Queue
+from embstore.engines.cuda.launch import KeepingLauncher, Launcher
 from embstore.engines.cuda.row_bits import DeviceTable, RowList
 from embstore.engines.cuda.snapshot import Cut
 from embstore.engines.cuda.storage import Counters, Storage, TakenLog
@@ -31,10 +33,11 @@ from embstore.engines.cuda.transfer import (
     RowReader,
     RowWriter,
 )
+from embstore.engines.device_arrays import DeviceArray, of_interface
 from embstore.engines.engine import Part
 from embstore.engines.spec import TableSpec
 from embstore.engines.types import Rows
-from embstore.errors import ArgumentError, ClosedTableError, ForkError
+from embstore.errors import ArgumentError, ClosedTableError, ForkError, NonFiniteError
 
 ADMITS_BY_POLICY, ADMITS_ALL, ADMITS_NONE = range(3)
 TALLY_BYTES = 8 * len(kernels.struct_fields("Tally"))
@@ -44,6 +47,26 @@ COUNTED_NAMES = (
     *("n_grads_dropped", "n_grads_stale", "n_nonfinite", "n_steps_clamped", "n_bloom_added"),
 )
 DTYPE_NUMBERS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
+
+
+class Capture:
+    """The memory of calls that are captured: it lives as long as their table."""
+
+    def __init__(self, home: Queue) -> None:
+        self._launcher = KeepingLauncher(home)
+        self._readers: dict[int, KeepingLauncher] = {}
+        self._was_captured = False
+
+    def begin(self, is_captured: bool) -> Launcher:
+        """Return the launcher of a writer's call; captured ones use the memory of those before."""
+        if is_captured and not self._was_captured:
+            self._launcher.rewind()
+        self._was_captured = is_captured
+        return self._launcher
+
+    def reader(self, queue: Queue) -> Launcher:
+        """Return the launcher of reads on a stream."""
+        return self._readers.setdefault(queue.handle, KeepingLauncher(queue))
 
 
 class CudaCore:
@@ -59,7 +82,17 @@ class CudaCore:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._is_closed = False
-        self._launcher = Launcher(device.queue())
+        self._strict = False
+        self._depth = 0  # calls of this thread that are inside each other
+        self._last_call: Event | None = None
+        self._readers: dict[int, tuple[Launcher, Event | None]] = {}
+        self._launcher = self._own_launcher = Launcher(device.queue())
+        self._caller = self._launcher.queue
+        self._capture: Capture | None = None  # inside capturing()
+        self._captures: list[Capture] = []  # graphs may use their memory
+        self._is_captured = False  # this call
+        self._n_captured = 0  # keys of captured inserts, of one replay
+        self._now = self._launcher.alloc(8 * len(kernels.struct_fields("Now")))
         self._storage = Storage(spec, device, self._launcher, self._config)
         self._clock = Clock.at_birth(self._config)
         self._numbers = Counters()
@@ -67,7 +100,8 @@ class CudaCore:
         self._n_clears = 0
         self._write_count = 0
         self._is_restoring = False
-        self._tally = self._launcher.queue.alloc(TALLY_BYTES)
+        self._bounds = Bounds(device)
+        self._tally = self._launcher.alloc(TALLY_BYTES)
         self._snapshot: Cut | None = None
         self._evict_cursor = 0
         self._evicted: list[Rows] = []
@@ -91,11 +125,26 @@ class CudaCore:
             storage.view, storage.live_address, n_ids, storage.n_lines, self._protect_list
         )
 
+    def set_strict(self, is_strict: bool) -> None:
+        """Say whether every call waits for the card."""
+        self._strict = is_strict
+
     # ---- snapshots
 
     def _protect(self, rows: int, n: int, n_at: int) -> None:
         """Let a snapshot copy rows before they change: at most n, as many as stand at `n_at`."""
-        if self._snapshot is not None and n:
+        if self._is_captured:  # whoever saves while the graph is replayed
+            self._launcher.run(
+                "protect_rows_of_cut",
+                8 * n,
+                table=self._storage.view,
+                cut=0,
+                rows=rows,
+                first=0,
+                end=n,
+                n_at=n_at,
+            )
+        elif self._snapshot is not None and n:
             self._snapshot.protect(rows, n, n_at)
 
     def _protect_list(self, rows: RowList) -> None:
@@ -112,6 +161,8 @@ class CudaCore:
         """End a snapshot, whose cut took the change log with so many removed keys."""
         if self._snapshot is cut:
             self._snapshot = None
+            if not self._is_closed:
+                self._storage.set_cut(0)
         if is_saved or self._is_closed or not self._spec.track_changes:
             return
         n_log = self._counters().n_log
@@ -120,18 +171,29 @@ class CudaCore:
 
     # ---- calls
 
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """Hold the table's lock for a call that reads."""
+    def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise ForkError(
                 f"{self._where}: a table on a card cannot be used in a forked child; "
                 f'start processes by "spawn"'
             )
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """Hold the table's lock for a call that no other overlaps, on the stream of the call."""
+        self._check_process()
         with self._lock:
             if self._is_closed:
                 raise ClosedTableError(f"{self._where} is closed")
-            yield
+            if self._depth == 0:
+                self._begin_call()
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0 and not self._is_closed:
+                    self._end_call()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -140,6 +202,82 @@ class CudaCore:
             self._write_count += 1
             yield
 
+    def _begin_call(self) -> None:
+        """Let the table's stream go on after the caller's, and after all reads."""
+        home = self._launcher.queue
+        self._caller = self._device.queue(streams.current())
+        self._is_captured = self._is_capture_of(self._caller)
+        if self._capture is not None:
+            self._launcher = self._capture.begin(self._is_captured)
+        if self._caller.handle != home.handle:
+            home.wait_for(self._caller.record())
+        if self._is_captured:
+            return
+        for handle, (launcher, event) in self._readers.items():
+            if event is not None and handle not in (home.handle, self._caller.handle):
+                home.wait_for(event)
+            self._readers[handle] = (launcher, None)
+        self._note_counters_seen()
+
+    def _end_call(self) -> None:
+        """Let the caller's stream go on after the table's, and reads on any."""
+        home = self._launcher.queue
+        event = home.record()
+        if self._caller.handle != home.handle:
+            self._caller.wait_for(event)
+        if not self._is_captured:
+            self._last_call = event
+        self._is_captured = False
+        self._launcher = self._own_launcher
+
+    def _is_capture_of(self, queue: Queue) -> bool:
+        """Return whether what is queued goes into a graph, which needs capturing()."""
+        is_capturing = queue.is_capturing()
+        if is_capturing and self._capture is None:
+            raise ArgumentError(
+                f"{self._where}: the stream is being captured; begin the capture, and make the "
+                f"calls once before it, inside `with table.capturing():`"
+            )
+        return is_capturing
+
+    def _check_captured(self, may_be_late: bool) -> None:
+        """Raise if a captured call would have to wait."""
+        if self._is_captured and not may_be_late:
+            raise ArgumentError(
+                f"{self._where}: a captured call takes arrays of the card alone, of a table that "
+                f"is not strict"
+            )
+
+    @property
+    def _now_address(self) -> int:
+        return self._now.address if self._is_captured else 0
+
+    @contextmanager
+    def _reading(self) -> Iterator[Launcher]:
+        """Hold the lock while a read is queued, on the stream of the call; give its launcher.
+
+        Reads on several streams overlap on the device; they come after all writes before them.
+        """
+        self._check_process()
+        with self._lock:
+            if self._is_closed:
+                raise ClosedTableError(f"{self._where} is closed")
+            queue = self._device.queue(streams.current())
+            if self._is_capture_of(queue):
+                assert self._capture is not None
+                yield self._capture.reader(queue)
+                return
+            launcher, _ = self._readers.get(queue.handle, (None, None))
+            if self._capture is not None:
+                launcher = self._capture.reader(queue)
+            elif launcher is None:
+                launcher = Launcher(queue)
+            is_home = queue.handle == self._launcher.queue.handle
+            if self._last_call is not None and not is_home:
+                queue.wait_for(self._last_call)
+            yield launcher
+            self._readers[queue.handle] = (launcher, queue.record())
+
     def close(self) -> None:
         """Give the memory back, as soon as no other thread is inside a call."""
         if os.getpid() != self._pid:
@@ -147,8 +285,20 @@ class CudaCore:
             return
         with self._lock:
             self._is_closed = True
-            for name in ("_launcher", "_storage", "_tally", "_reader", "_writer"):
+            for name in (
+                "_launcher",
+                "_own_launcher",
+                "_storage",
+                "_tally",
+                "_now",
+                "_reader",
+                "_writer",
+            ):
                 self.__dict__.pop(name, None)
+            self._readers.clear()
+            self._captures.clear()
+            self._capture = None
+            self._bounds.forget()
             self._export_order.drop()
             self._candidate_order.drop()
 
@@ -161,7 +311,34 @@ class CudaCore:
     def _counters(self) -> Counters:
         """Return the counters as of now; waits."""
         self._numbers = self._storage.download_counters()
+        self._bounds.set(self._numbers)
         return self._numbers
+
+    def _note_counters_seen(self) -> None:
+        """Take what an earlier call has sent of its counters, if that is here."""
+        seen = self._bounds.take_if_done()
+        if seen is not None:
+            self._numbers = seen
+
+    def check(self) -> None:
+        """Raise what went wrong on the card in a call that did not wait; waits.
+
+        Raises
+        ------
+        NonFiniteError
+            If a sum of gradients was not finite: that call changed no row, and the clock alone.
+        """
+        with self._entered():
+            self._check_data(self._counters())
+
+    def _check_data(self, counters: Counters) -> None:
+        if counters.n_bad_calls:
+            self._storage.upload_counters(n_bad_calls=0)
+            key = np.array([counters.bad_key], np.uint64).view(np.int64)[0]
+            raise NonFiniteError(
+                f"{self._where}: in {counters.n_bad_calls} calls a sum of gradients was not "
+                f"finite, and nothing was changed by them; the last was that of key {key}"
+            )
 
     def _download_tally(self) -> dict[str, int]:
         names = kernels.struct_fields("Tally")
@@ -216,32 +393,55 @@ class CudaCore:
 
     # ---- arrays that cross
 
+    def new_output(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an array of the card, to be filled whole."""
+        with self._lock:
+            if self._is_closed:
+                raise ClosedTableError(f"{self._where} is closed")
+            queue = self._device.queue(streams.current())
+            if self._is_capture_of(queue):
+                raise ArgumentError(
+                    f"{self._where}: a captured call needs out=, memory that was there before"
+                )
+            array = self._device.new_array(shape, dtype, queue)
+        return cast(NDArray[Any], of_interface(array, "an output", self._where))
+
     def _upload(self, name: str, array: NDArray[Any]) -> int:
-        """Return the address of scratch memory that holds an array of the host."""
-        address = self._launcher.scratch(name, array.nbytes)
-        if array.nbytes:
-            self._launcher.queue.upload(address, array)
-        return address
+        """Return the address of an array: of the card itself, or of scratch that holds a copy."""
+        return array_at(self._launcher, name, array)
+
+    def _floats(self, name: str, array: NDArray[Any]) -> int:
+        """Return the address of numbers as float32; those of 16 bits on a card are widened."""
+        return floats_at(self._launcher, name, array)
 
     def _upload_joined(self, parts: Sequence[Part]) -> tuple[int, int, int]:
         """Return the addresses of all parts' keys and counts (0: ones), and the number of keys."""
         n = sum(part.n_keys for part in parts)
         if n > MOST_KEYS:
             raise ArgumentError(f"{self._where}: a batch has at most {MOST_KEYS} keys, got {n}")
+        if len(parts) == 1 and parts[0].keys is not None:
+            keys = keys_at(self._launcher, "keys", parts[0].keys)
+            counts = parts[0].counts
+            return keys, 0 if counts is None else self._upload("counts", counts), n
         keys = self._launcher.scratch("keys", 8 * n)
+        has_counts = any(part.counts is not None for part in parts)
+        counts_at = self._launcher.scratch("counts", 4 * n) if has_counts else 0
         at = 0
         for part in parts:
-            if part.n_keys:
-                assert part.keys is not None
-                self._launcher.queue.upload(keys + 8 * at, part.keys)
+            assert part.keys is not None
+            put_keys(self._launcher, keys + 8 * at, part.keys)
+            if has_counts:
+                ones = np.ones(part.n_keys, np.uint32) if part.counts is None else part.counts
+                self._put(counts_at + 4 * at, ones)
             at += part.n_keys
-        if all(part.counts is None for part in parts):
-            return keys, 0, n
-        counts = [
-            np.ones(part.n_keys, np.uint32) if part.counts is None else part.counts
-            for part in parts
-        ]
-        return keys, self._upload("counts", np.concatenate(counts)), n
+        return keys, counts_at, n
+
+    def _put(self, to: int, array: NDArray[Any]) -> None:
+        """Copy an array of the host or of the card to an address."""
+        if isinstance(array, DeviceArray):
+            self._launcher.queue.copy(to, array.address, array.nbytes)
+        elif array.nbytes:
+            self._launcher.queue.upload(to, array)
 
     def _distinct(self, keys: int, counts: int | None, n: int) -> Distinct:
         """Return the distinct keys among those at an address."""
@@ -268,3 +468,50 @@ class CudaCore:
         if len(out):
             self._launcher.queue.download(source, out)
         out.setflags(write=False)
+
+
+def array_at(launcher: Launcher, name: str, array: NDArray[Any]) -> int:
+    """Return the address of an array: of the card itself, or of scratch that holds a copy."""
+    if isinstance(array, DeviceArray):
+        return array.address
+    address = launcher.scratch(name, array.nbytes)
+    if array.nbytes:
+        launcher.queue.upload(address, array)
+    return address
+
+
+def floats_at(launcher: Launcher, name: str, array: NDArray[Any]) -> int:
+    """Return the address of numbers as float32; those of 16 bits on a card are widened."""
+    if isinstance(array, DeviceArray) and array.dtype == np.float16:
+        wide = launcher.scratch(name, 2 * array.nbytes)
+        n = array.size
+        launcher.run("widen_halves", n, halves=array.address, n=n, out=wide)
+        return wide
+    return array_at(launcher, name, array)
+
+
+def put_keys(launcher: Launcher, to: int, keys: NDArray[Any]) -> None:
+    """Write keys of the host or of a card to an address, widened to 64 bits."""
+    n = len(keys)
+    if not isinstance(keys, DeviceArray):
+        if n:
+            launcher.queue.upload(to, keys)
+    elif keys.dtype.itemsize == 8:
+        launcher.queue.copy(to, keys.address, keys.nbytes)
+    else:
+        is_signed = keys.dtype.kind == "i"
+        launcher.run("widen_keys", n, keys=keys.address, n=n, is_signed=is_signed, out=to)
+
+
+def keys_at(launcher: Launcher, name: str, keys: NDArray[Any]) -> int:
+    """Return the address of keys of 64 bits: of the card's own, or of scratch that holds them."""
+    if isinstance(keys, DeviceArray) and keys.dtype.itemsize == 8:
+        return keys.address
+    to = launcher.scratch(name, 8 * len(keys))
+    put_keys(launcher, to, keys)
+    return to
+
+
+def is_late(strict: bool, *given: object) -> bool:
+    """Return whether a call may return before the card is done: all its arrays are of the card."""
+    return not strict and all(a is None or isinstance(a, DeviceArray) for a in given)

@@ -28,6 +28,7 @@ BLOCKS_PER_MULTIPROCESSOR = 8
 PIECE_BYTES = 4 << 20  # of an upload
 STAGED_BYTES = 64 << 20  # of all uploads of a device under way
 SUCCESS, NOT_READY = 0, 600  # of cudaError_t
+DEFAULT_STREAMS = (0, 1)  # cudaStream_t: null, and cudaStreamLegacy
 NO_MEMORY = (
     1,
     2,
@@ -197,6 +198,13 @@ class CupyQueue:
             # One element of `layout` is passed by value, as the kernel's one parameter.
             struct = args.reshape(-1).view(layout)
             function((max(1, blocks),), (BLOCK_THREADS,), (struct,), stream=self._stream)
+
+    def is_capturing(self) -> bool:
+        """Return whether what is queued goes into a graph; the default stream is never captured."""
+        if self.handle in DEFAULT_STREAMS:
+            return False
+        with self._device.current():
+            return bool(self._device.runtime.streamIsCapturing(self.handle))
 
     def record(self) -> CupyEvent:
         """Return the present point of the queue's order."""

@@ -91,6 +91,10 @@ class Queue(Protocol):
         """
         ...
 
+    def is_capturing(self) -> bool:
+        """Return whether what is queued goes into a graph that is being captured."""
+        ...
+
     def record(self) -> Event:
         """Return the present point of the queue's order."""
         ...

@@ -7,22 +7,21 @@ from collections.abc import Sequence
 from typing import cast
 
 from embstore.engines.cuda.caching import CudaCaching
-from embstore.engines.cuda.reading import CudaReading
+from embstore.engines.cuda.capture import CudaCapture
 from embstore.engines.cuda.writing import CudaWriting
 from embstore.engines.engine import JoinedBatch, Ticket
 from embstore.engines.types import ApplyReport
 from embstore.errors import ClosedTableError
 
 
-class CudaEngine(CudaCaching, CudaWriting, CudaReading):
+class CudaEngine(CudaCaching, CudaWriting, CudaCapture):
     """One table on a card; see `embstore.engines.engine.Engine` for what the calls mean."""
 
     @staticmethod
     def find_many(batches: Sequence[JoinedBatch], missing: str) -> None:
         """Fill the rows of all parts."""
         for batch, engine in _opened(batches):
-            with engine._entered():
-                engine._find_parts(batch.parts, missing)
+            engine._find_parts(batch.parts, missing)
 
     @staticmethod
     def find_or_insert_many(

@@ -12,9 +12,12 @@ from embstore.engines.cuda.core import (
     DTYPE_NUMBERS,
     TALLY_BYTES,
     CudaCore,
+    is_late,
 )
 from embstore.engines.cuda.room import Budget, Needs, rows_to_remain
 from embstore.engines.cuda.row_bits import RowList
+from embstore.engines.cuda.storage import has_room
+from embstore.engines.device_arrays import DeviceArray
 from embstore.engines.engine import Keys, Part
 from embstore.errors import CapacityError, OutOfMemoryError
 
@@ -38,15 +41,20 @@ class CudaInserting(CudaCore):
             return self._insert_parts([Part(keys, out, counts)], step, admit_always)
 
     def _insert_parts(self, parts: Sequence[Part], step: int, admit_always: bool) -> CudaTicket:
-        self._advance_base(step)
-        step = self._clamped(step)
-        self._maintain(step)
+        given = [a for part in parts for a in (part.keys, part.counts, part.rows)]
+        may_be_late = is_late(self._strict, *given)
+        self._check_captured(may_be_late)
+        if not self._is_captured:
+            self._advance_base(step)
+            step = self._clamped(step)
+            self._maintain(step)
         keys, counts, n = self._upload_joined(parts)
         distinct = self._distinct(keys, counts, n)
         admits = ADMITS_ALL if admit_always else ADMITS_BY_POLICY
         distinct.look_up(self._launcher, self._storage.view, admits)
-        self._insert(distinct, step, has_counts=True)
-        self._clock.saw(step)
+        self._insert(distinct, step, has_counts=True, may_be_late=may_be_late)
+        if not self._is_captured:
+            self._clock.saw(step)
         first = 0
         for part in parts:
             self._give_part(distinct, first, part)
@@ -58,9 +66,29 @@ class CudaInserting(CudaCore):
 
     # ---- planning
 
-    def _insert(self, distinct: Distinct, step: int, has_counts: bool) -> dict[str, int]:
-        """Make room for the keys that are to be inserted, and make them; return the tally."""
+    def _insert(
+        self, distinct: Distinct, step: int, has_counts: bool, may_be_late: bool = False
+    ) -> dict[str, int] | None:
+        """Make room for the keys that are to be inserted, and make them; return the tally.
+
+        If the call need not wait, and there is room whatever the keys are, return None.
+        """
+        if self._is_captured:
+            self._queue_tally(distinct)
+            self._protect(distinct.rows, distinct.n, distinct.n_unique)
+            self._commit(distinct, 0, has_counts)
+            self._n_captured += distinct.n
+            return None
+        if may_be_late and self._surely_fits(distinct.n):
+            self._queue_tally(distinct)
+            self._protect(distinct.rows, distinct.n, distinct.n_unique)
+            self._commit(distinct, step, has_counts)
+            self._bounds.add(distinct.n, distinct.n)
+            self._bounds.send(self._launcher.queue, self._storage.counters_address)
+            return None
         tally, counters = self._tallied(distinct), self._counters()
+        if not may_be_late:
+            self._check_data(counters)
         n_rows, n_cells = self._needed(tally)
         victims = RowList(0, 0)
         budget = Budget(self._storage, counters, self._max_bytes)
@@ -74,12 +102,25 @@ class CudaInserting(CudaCore):
         self._remove_victims(victims)
         self._protect(distinct.rows, distinct.n, distinct.n_unique)
         self._commit(distinct, step, has_counts)
+        self._bounds.add(n_rows, n_cells)
         return tally
 
     def _tallied(self, distinct: Distinct) -> dict[str, int]:
         """Return what is to become of the keys, by the names of struct Tally; waits."""
-        distinct.tally(self._launcher, self._storage.view, self._tally.address, TALLY_BYTES)
+        self._queue_tally(distinct)
         return self._download_tally()
+
+    def _queue_tally(self, distinct: Distinct) -> None:
+        distinct.tally(self._launcher, self._storage.view, self._tally.address, TALLY_BYTES)
+
+    def _surely_fits(self, n: int) -> bool:
+        """Return whether n more keys fit without growth, refusal or eviction, as far as is known."""
+        bounds, storage, max_rows = self._bounds, self._storage, self._spec.max_rows
+        return (
+            bounds.n_ids + n <= storage.row_capacity
+            and has_room(storage.n_lines, bounds.n_cells + n)
+            and (max_rows is None or bounds.n_live + n <= max_rows)
+        )
 
     @staticmethod
     def _needed(tally: dict[str, int]) -> tuple[int, int]:
@@ -170,6 +211,7 @@ class CudaInserting(CudaCore):
             cells=distinct.cells,
             ranks=distinct.ranks,
             step=self._relative(step),
+            now=self._now_address,
         )
         self._launcher.run("settle_insert", 1, table=self._storage.view, tally=self._tally.address)
 
@@ -180,8 +222,11 @@ class CudaInserting(CudaCore):
             return
         if part.rows.size == 0:
             return
-        launcher = self._launcher
-        out = launcher.scratch("rows_out", part.rows.nbytes)
+        launcher, is_here = self._launcher, isinstance(part.rows, DeviceArray)
+        if is_here:
+            out = self._upload("rows_out", part.rows)
+        else:
+            out = launcher.scratch("rows_out", part.rows.nbytes)
         launcher.run(
             "gather_batch",
             8 * part.n_keys,
@@ -192,7 +237,8 @@ class CudaInserting(CudaCore):
             out=out,
             out_dtype=DTYPE_NUMBERS[part.rows.dtype],
         )
-        launcher.queue.download(out, part.rows)
+        if not is_here:
+            launcher.queue.download(out, part.rows)
 
     def _pool_batch(self, distinct: Distinct, first: int, part: Part) -> None:
         raise NotImplementedError

@@ -30,17 +30,46 @@ class Launcher:
         held = self._scratch.get(name)
         if held is None or held.n_bytes < n_bytes:
             self._scratch.pop(name, None)
-            self._scratch[name] = held = self.queue.alloc(max(256, n_bytes + n_bytes // 4))
+            held = self.queue.alloc(max(256, n_bytes + n_bytes // 4))
+            self._scratch[name] = held
         return held.address
+
+    def alloc(self, n_bytes: int) -> Memory:
+        """Return uninitialized memory."""
+        return self.queue.alloc(n_bytes)
 
     @property
     def scratch_bytes(self) -> int:
         """Bytes of all scratch memory."""
         return sum(memory.n_bytes for memory in self._scratch.values())
 
-    def on(self, queue: Queue) -> None:
-        """Go on with another queue, which is ordered after all that was queued so far."""
-        self.queue = queue
+
+class KeepingLauncher(Launcher):
+    """A launcher whose memory is kept, for work that is captured: what is dropped is not reused.
+
+    After `rewind` it gives the memory that it gave before, in the same order.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        super().__init__(queue)
+        self._kept: list[Memory] = []
+        self._next = 0
+
+    def alloc(self, n_bytes: int) -> Memory:
+        """Return memory that lives as long as this."""
+        while self._next < len(self._kept):
+            memory = self._kept[self._next]
+            self._next += 1
+            if memory.n_bytes >= n_bytes:
+                return memory
+        memory = super().alloc(n_bytes)
+        self._kept.append(memory)
+        self._next = len(self._kept)
+        return memory
+
+    def rewind(self) -> None:
+        """Begin again with the first memory that was given."""
+        self._next = 0
 
 
 def packed(

@@ -7,11 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.engines import native
-from embstore.engines.cuda.core import DTYPE_NUMBERS, CudaCore
+from embstore.engines.cuda import pooling
+from embstore.engines.cuda.core import DTYPE_NUMBERS, CudaCore, floats_at, keys_at
+from embstore.engines.cuda.device import Memory, Queue
+from embstore.engines.cuda.launch import Launcher
+from embstore.engines.device_arrays import DeviceArray
 from embstore.engines.engine import Keys, Part
-from embstore.errors import MissingKeyError
+from embstore.errors import InternalError, MissingKeyError
 
 NO_POSITION = 2**64 - 1
+POOL_MODES = {"sum": 0, "mean": 1, "sqrtn": 2}
 
 
 class CudaReading(CudaCore):
@@ -31,65 +36,133 @@ class CudaReading(CudaCore):
         step: NDArray[np.int64] | None,
     ) -> None:
         """Fill `rows` (n, dim), and those of `found`, `freq`, `step` (n,) that are given."""
-        with self._entered():
-            self._find(keys, rows, missing, found, freq, step)
+        self._find(keys, missing, {"out": rows, "found": found, "freq": freq, "step": step})
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
         """Return which keys have a row."""
-        found = np.empty(len(keys), np.bool_)
-        with self._entered():
-            self._find(keys, None, "default", found, None, None)
+        found: NDArray[np.bool_] = np.empty(len(keys), np.bool_)
+        if isinstance(keys, DeviceArray):
+            found = self.new_output((len(keys),), np.dtype(np.bool_))
+        self._find(keys, "default", {"out": None, "found": found, "freq": None, "step": None})
         return found
 
-    def _find(
-        self,
-        keys: Keys,
-        rows: NDArray[Any] | None,
-        missing: str,
-        found: NDArray[np.bool_] | None,
-        freq: NDArray[np.uint32] | None,
-        step: NDArray[np.int64] | None,
-    ) -> None:
-        launcher, n = self._launcher, len(keys)
-        if n == 0:
+    def _find(self, keys: Keys, missing: str, outputs: dict[str, NDArray[Any] | None]) -> None:
+        """Find rows; what goes to the host is waited for when the table is free for others."""
+        n = len(keys)
+        with self._reading() as launcher:
+            if n == 0:
+                return
+            given = {name: array for name, array in outputs.items() if array is not None}
+            late = {
+                name: launcher.alloc(array.nbytes)
+                for name, array in given.items()
+                if not isinstance(array, DeviceArray)
+            }
+            at = {name: address_of(array, late.get(name)) for name, array in given.items()}
+            first_missing = None
+            if missing == "raise":
+                first_missing = launcher.alloc(8)
+                launcher.queue.fill(first_missing.address, 0xFF, 8)
+            rows = outputs["out"]
+            launcher.run(
+                "find_rows",
+                8 * n,
+                table=self._storage.view,
+                keys=keys_at(launcher, "find_keys", keys),
+                n=n,
+                out_dtype=0 if rows is None else DTYPE_NUMBERS[rows.dtype],
+                missing=native.MISSING[missing],
+                rows=0,
+                first_missing=0 if first_missing is None else first_missing.address,
+                **dict.fromkeys(outputs, 0) | at,
+            )
+            queue = launcher.queue
+        if first_missing is not None:
+            self._check_all_found(queue, first_missing, keys)
+        for name, memory in late.items():
+            if given[name].nbytes:
+                queue.download(memory.address, given[name])
+
+    def _check_all_found(self, queue: Queue, first_missing: Memory, keys: Keys) -> None:
+        position = np.empty(1, np.uint64)
+        queue.download(first_missing.address, position)
+        if int(position[0]) == NO_POSITION:
             return
-        outputs = {"out": rows, "found": found, "freq": freq, "step": step}
-        at = {
-            name: 0 if array is None else launcher.scratch(f"find_{name}", array.nbytes)
-            for name, array in outputs.items()
-        }
-        first_missing = 0
-        if missing == "raise":
-            first_missing = launcher.scratch("first_missing", 8)
-            launcher.queue.fill(first_missing, 0xFF, 8)
-        launcher.run(
-            "find_rows",
-            8 * n,
-            table=self._storage.view,
-            keys=self._upload("find_keys", keys),
-            n=n,
-            out_dtype=0 if rows is None else DTYPE_NUMBERS[rows.dtype],
-            missing=native.MISSING[missing],
-            rows=0,
-            first_missing=first_missing,
-            **at,
-        )
-        if first_missing:
-            position = self._word(first_missing)
-            if position != NO_POSITION:
-                raise MissingKeyError(f"{self._where}: no row for key {keys[position]}")
-        for name, array in outputs.items():
-            if array is not None:
-                launcher.queue.download(at[name], array)
+        at = int(position[0])
+        key = np.empty(1, keys.dtype)
+        if isinstance(keys, DeviceArray):
+            queue.download(keys.address + at * keys.dtype.itemsize, key)
+        else:
+            key[0] = keys[at]
+        raise MissingKeyError(f"{self._where}: no row for key {int(key.astype(np.int64)[0])}")
 
     def _find_parts(self, parts: Sequence[Part], missing: str) -> None:
         """Fill the rows of all parts."""
         for part in parts:
             assert part.keys is not None
             if part.bags is None:
-                self._find(part.keys, part.rows, missing, None, None, None)
+                self.find(part.keys, part.rows, missing, None, None, None)
             else:
                 self._pool_keys(part, missing)
 
     def _pool_keys(self, part: Part, missing: str) -> None:
-        raise NotImplementedError
+        """Fill the pooled rows of a part that only reads."""
+        assert part.keys is not None
+        if missing != "default":
+            raise InternalError(f"bags read default rows for missing keys, not {missing!r}")
+        n = len(part.keys)
+        with self._reading() as launcher:
+            rows = launcher.scratch("pooled_ids", 4 * n)
+            launcher.run(
+                "find_rows",
+                8 * n,
+                table=self._storage.view,
+                keys=keys_at(launcher, "find_keys", part.keys),
+                n=n,
+                out=0,
+                out_dtype=0,
+                missing=0,
+                found=0,
+                freq=0,
+                step=0,
+                rows=rows,
+                first_missing=0,
+            )
+            late = self._pool(launcher, part, rows, 0)
+            queue = launcher.queue
+        if late is not None:
+            queue.download(late.address, part.rows)
+
+    def _pool(self, launcher: Launcher, part: Part, rows: int, inverse: int) -> Memory | None:
+        """Pool rows into those of a part; return where they are if they go to the host."""
+        bags = part.bags
+        assert bags is not None
+        if bags.n_bags == 0:
+            return None
+        late = None if isinstance(part.rows, DeviceArray) else launcher.alloc(part.rows.nbytes)
+        weights = 0
+        if bags.weights is not None:
+            weights = floats_at(launcher, "pool_weights", bags.weights)
+        offsets = launcher.scratch("pool_offsets", bags.offsets.nbytes)
+        launcher.queue.upload(offsets, bags.offsets)
+        pooling.pool(
+            launcher,
+            self._storage.view,
+            rows,
+            offsets,
+            bags.n_bags,
+            POOL_MODES[bags.mode],
+            address_of(part.rows, late),
+            self._spec.dim,
+            inverse=inverse,
+            weights=weights,
+        )
+        return late
+
+
+def address_of(array: NDArray[Any], late: Memory | None) -> int:
+    """Return where an output is written: in place, or where it waits to be downloaded."""
+    if isinstance(array, DeviceArray):
+        return array.address
+    assert late is not None
+    return late.address

@@ -8,7 +8,7 @@ from embstore.engines.cuda import evict as eviction
 from embstore.engines.cuda import transfer, upkeep
 from embstore.engines.cuda.batch import Distinct
 from embstore.engines.cuda.clock import candidate_grain, next_multiple
-from embstore.engines.cuda.core import CudaCore
+from embstore.engines.cuda.core import CudaCore, keys_at
 from embstore.engines.cuda.row_bits import RowList
 from embstore.engines.engine import Keys
 from embstore.engines.types import EvictReport, Rows
@@ -150,7 +150,7 @@ class CudaRemoving(CudaCore):
         """Remove rows and candidates; return how many rows."""
         with self._writing():
             self._counters()
-            given = eviction.Keys(self._upload("keys", keys), len(keys))
+            given = eviction.Keys(keys_at(self._launcher, "keys", keys), len(keys))
             return eviction.erase(self._launcher, self._table(), given, self._reserve_removals)
 
     def clear(self) -> None:

@@ -81,14 +81,14 @@ class Cut:
     def __init__(
         self, engine: "CudaCore", n_ids: int, n_rows: int, log_bytes: int, file: int
     ) -> None:
-        self.engine, self.n_ids = engine, n_ids
+        self.engine, self.n_ids, self.n_rows = engine, n_ids, n_rows
         self.launcher, self.storage = engine._launcher, engine._storage
         queue = self.launcher.queue
         n_words = max(1, -(-n_ids // 32))
         self._names = kernels.struct_fields("CutView")
-        self._view: Memory = queue.alloc(8 * len(self._names))
-        self.waiting: Memory = queue.alloc(4 * n_words)
-        self._image_of: Memory = queue.alloc(4 * max(1, n_ids))
+        self._view: Memory = self.launcher.alloc(8 * len(self._names))
+        self.waiting: Memory = self.launcher.alloc(4 * n_words)
+        self._image_of: Memory = self.launcher.alloc(4 * max(1, n_ids))
         self._frozen: Memory | None = None
         self.images = RowImages(engine, n_rows, log_bytes, file)
         self.most_logged = 0  # images that may have been made
@@ -121,6 +121,8 @@ class Cut:
             "image_bytes": self.images.image_bytes,
             "first_image": self.images.n_drained,
             "n_images": n_images,
+            "n_most": self.images.n_most,
+            "is_lost": 0,
         }
         self.launcher.queue.upload(self.view, packed(self._names, fields, "CutView"))
 
@@ -178,12 +180,30 @@ class Cut:
         self.images.drain(self.most_logged - self.images.n_drained)
         self.write_view(self.most_logged)
 
+    def make_room(self, n: int) -> None:
+        """Make room for n images that a replayed graph may make."""
+        if self.errno or self.is_detached:
+            return
+        self.most_logged = self._n_images()
+        n = min(n, self.n_rows - self.most_logged)
+        try:
+            if self.most_logged + n > self.images.n_drained + self.images.n_most:
+                self._drain()
+        except OSError as error:
+            self.errno = error.errno or errno.EIO
+        self.most_logged += n
+
+    def note_lost(self) -> None:
+        """Take note of what a kernel found no room for; waits."""
+        if self._number(self.view + 8 * list(self._names).index("is_lost")):
+            self.errno = self.errno or errno.ENOSPC
+
     def freeze_metas(self) -> None:
         """Copy the records of all rows, before all of them change."""
         if self.errno or self.is_detached or self._frozen is not None:
             return
         try:
-            frozen = self.launcher.queue.alloc(META_BYTES * max(1, self.n_ids))
+            frozen = self.launcher.alloc(META_BYTES * max(1, self.n_ids))
         except OutOfMemoryError:
             self.errno = errno.ENOMEM
             return
@@ -251,7 +271,7 @@ class CudaSnapshot:
         n_bytes = self._storage.bloom_bytes
         if not n_bytes:
             return None
-        memory = self._launcher.queue.alloc(n_bytes)
+        memory = self._launcher.alloc(n_bytes)
         self._launcher.queue.copy(memory.address, self._storage.bloom_address, n_bytes)
         return memory
 
@@ -262,6 +282,7 @@ class CudaSnapshot:
             raise ClosedTableError(f"{self._where}: the snapshot has ended")
 
     def _check_whole(self) -> None:
+        self.cut.note_lost()
         if self.cut.errno:
             text = os.strerror(self.cut.errno)
             raise CheckpointError(

@@ -128,7 +128,7 @@ class Storage:
         self._row_chunks: list[Memory] = []
         self._meta_chunks: list[Memory] = []
         self._chunk_rows: list[int] = []
-        alloc = launcher.queue.alloc
+        alloc = launcher.alloc
         self._names = kernels.struct_fields("TableView")
         self._descriptor = alloc(8 * len(self._names))
         self._counters = alloc(self.counters_bytes)
@@ -190,7 +190,7 @@ class Storage:
         names = kernels.struct_fields("Derived")
         queue = self.launcher.queue
         text = np.frombuffer(config["name"] or b"\0", np.uint8)
-        name, out = queue.alloc(len(text)), queue.alloc(8 * len(names))
+        name, out = self.launcher.alloc(len(text)), self.launcher.alloc(8 * len(names))
         queue.upload(name.address, text)
         low, high = config["hash_seed"]
         self.launcher.run(
@@ -241,6 +241,7 @@ class Storage:
             "weight_decay": config["weight_decay"],
             "step_base": 0,
             "counters": self._counters.address,
+            "cut": 0,
         }
 
     def set_clock(self, step_base: int | float, candidate_epoch: int | float) -> None:
@@ -249,6 +250,11 @@ class Storage:
         if old != (step_base, candidate_epoch):
             self._fields |= {"step_base": step_base, "candidate_epoch": candidate_epoch}
             self.write_descriptor()
+
+    def set_cut(self, cut: int) -> None:
+        """Tell kernels of captured graphs of the snapshot that is being read; 0 is none."""
+        self._fields["cut"] = cut
+        self.write_descriptor()
 
     def write_descriptor(self) -> None:
         """Write the descriptor anew, in the queue's order."""
@@ -302,8 +308,8 @@ class Storage:
             if is_last_partial:
                 n_old = self._chunk_rows[-1]
                 n_new = min(capacity, chunk_rows)
-                rows = queue.alloc(n_new * self.shape.row_bytes)
-                metas = queue.alloc(n_new * META_BYTES)
+                rows = self.launcher.alloc(n_new * self.shape.row_bytes)
+                metas = self.launcher.alloc(n_new * META_BYTES)
                 old_rows, old_metas = self._row_chunks[-1], self._meta_chunks[-1]
                 queue.copy(rows.address, old_rows.address, n_old * self.shape.row_bytes)
                 queue.copy(metas.address, old_metas.address, n_old * META_BYTES)
@@ -311,19 +317,18 @@ class Storage:
                 self._chunk_rows[-1] = n_new
                 continue
             n_new = min(capacity - sum(self._chunk_rows), chunk_rows)
-            rows = queue.alloc(n_new * self.shape.row_bytes)
-            metas = queue.alloc(n_new * META_BYTES)
+            rows = self.launcher.alloc(n_new * self.shape.row_bytes)
+            metas = self.launcher.alloc(n_new * META_BYTES)
             self._row_chunks.append(rows)
             self._meta_chunks.append(metas)
             self._chunk_rows.append(n_new)
-        if 2 * 8 * len(self._row_chunks) > self._chunk_table.n_bytes:
-            self._chunk_table = queue.alloc(2 * self._chunk_table.n_bytes)
+        n_bytes = 2 * 8 * len(self._row_chunks)
+        if n_bytes > self._chunk_table.n_bytes:
+            self._chunk_table = self.launcher.alloc(2 * n_bytes)
+        meta_table = self._chunk_table.address + self._chunk_table.n_bytes // 2
         halves = (
             (self._row_chunks, self._chunk_table.address),
-            (
-                self._meta_chunks,
-                self._chunk_table.address + self._chunk_table.n_bytes // 2,
-            ),
+            (self._meta_chunks, meta_table),
         )
         for chunks, at in halves:
             queue.upload(at, np.array([memory.address for memory in chunks], np.uint64))
@@ -335,7 +340,7 @@ class Storage:
         if self.spec.track_changes:
             sizes["dirty"] = n_rows // 8
         for name, n_bytes in sizes.items():
-            memory = queue.alloc(n_bytes)
+            memory = self.launcher.alloc(n_bytes)
             queue.fill(memory.address, 0, n_bytes)
             old = self._side.get(name)
             if old is not None:
@@ -348,7 +353,7 @@ class Storage:
         if not self.spec.track_changes or n_keys <= self._removed_capacity:
             return False
         capacity = max(n_keys, 2 * self._removed_capacity)
-        memory = self.launcher.queue.alloc(8 * capacity)
+        memory = self.launcher.alloc(8 * capacity)
         self.launcher.queue.copy(memory.address, self._removed.address, 8 * n_held)
         self._removed, self._removed_capacity = memory, capacity
         return True
@@ -383,7 +388,7 @@ class Storage:
         if not self.spec.track_changes:
             return TakenLog(None, 0, self._removed)
         n_bytes = self._side_rows // 8
-        fresh, removed = self.launcher.queue.alloc(n_bytes), self.launcher.queue.alloc(8)
+        fresh, removed = self.launcher.alloc(n_bytes), self.launcher.alloc(8)
         self.launcher.queue.fill(fresh.address, 0, n_bytes)
         taken = TakenLog(self._side["dirty"], self._side_rows, self._removed)
         self._side["dirty"] = fresh
@@ -409,7 +414,7 @@ class Storage:
     # ---- the index
 
     def _new_lines(self, n_lines: int) -> Memory:
-        memory = self.launcher.queue.alloc(n_lines * LINE_BYTES)
+        memory = self.launcher.alloc(n_lines * LINE_BYTES)
         self.launcher.queue.fill(memory.address, 0, n_lines * LINE_BYTES)
         self.n_lines = n_lines
         return memory
@@ -444,7 +449,7 @@ class Storage:
         self.write_descriptor()
 
     def successor(self) -> "Storage":
-        """Return an empty storage that has this one's counters and change log, settled by a clear."""
+        """Return an empty storage with this one's counters and change log, settled by a clear."""
         fresh = Storage(self.spec, self.device, self.launcher, self._config)
         queue = self.launcher.queue
         queue.copy(fresh.counters_address, self.counters_address, self.counters_bytes)

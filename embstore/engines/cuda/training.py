@@ -97,6 +97,7 @@ class Step:
     step: int
     has_row_sums: bool
     on_nonfinite: int
+    now: int = 0
 
 
 def lanes_shift(dim: int) -> int:
@@ -221,7 +222,9 @@ def sum_up(
     return Sums(view, runs, sums, is_bad, counts)
 
 
-def update(launcher: Launcher, table: int, batch: Distinct, summed: Sums, dim: int, how: Step) -> None:
+def update(
+    launcher: Launcher, table: int, batch: Distinct, summed: Sums, dim: int, how: Step
+) -> None:
     """Train the rows of a batch by its sums, unless one is not finite and that is an error."""
     scalars = launcher.scratch("update scalars", 64)
     launcher.run(
@@ -232,6 +235,7 @@ def update(launcher: Launcher, table: int, batch: Distinct, summed: Sums, dim: i
         lr=how.lr,
         beta1_power=how.beta1_power,
         beta2_power=how.beta2_power,
+        now=how.now,
     )
     kernel, shift = "update_rows", lanes_shift(dim)
     if how.has_row_sums:
@@ -253,10 +257,18 @@ def update(launcher: Launcher, table: int, batch: Distinct, summed: Sums, dim: i
         scalars=scalars,
         t=how.t,
         step=how.step,
+        now=how.now,
         lanes_shift=shift,
     )
-    settled = {"table": table, "counts": summed.counts, "on_nonfinite": how.on_nonfinite}
-    launcher.run("settle_update", 1, **settled)
+    launcher.run(
+        "settle_update",
+        1,
+        table=table,
+        counts=summed.counts,
+        on_nonfinite=how.on_nonfinite,
+        keys=batch.keys,
+        inverse=batch.inverse,
+    )
 
 
 def counted(launcher: Launcher, counts: int) -> dict[str, int]:

@@ -207,7 +207,7 @@ class FileOrder:
         """Put (n,) items in the order of their keys."""
         self.drop()
         counts = partition_counts(launcher, keys, n)
-        held = launcher.queue.alloc(max(1, n) * item_bytes)
+        held = launcher.alloc(max(1, n) * item_bytes)
         order = sorted_by_file(launcher, keys, n)
         kernel = "put_rows_in_order" if item_bytes == 4 else "put_keys_in_order"
         fields = {"from": items, "order": order, "n": n, "out": held.address}

@@ -1,36 +1,48 @@
 """The verbs of a CUDA table that write values: apply_gradients and assign; semantics, section 6."""
 
+import numpy as np
+
 from embstore.engines import native
-from embstore.engines.cuda import pooling, training
+from embstore.engines.cuda import training
 from embstore.engines.cuda.batch import CudaTicket, Distinct
-from embstore.engines.cuda.core import ADMITS_ALL, ADMITS_NONE
+from embstore.engines.cuda.clock import BASE_SPAN
+from embstore.engines.cuda.core import ADMITS_ALL, ADMITS_NONE, is_late, keys_at
 from embstore.engines.cuda.inserting import CudaInserting
+from embstore.engines.cuda.reading import POOL_MODES, CudaReading
 from embstore.engines.engine import Floats, JoinedBatch, Keys, Part
-from embstore.engines.types import ApplyReport, AssignReport
-from embstore.errors import InternalError, NonFiniteError, TicketError
-
-POOL_MODES = {"sum": 0, "mean": 1, "sqrtn": 2}
+from embstore.engines.types import ApplyReport, AssignReport, LateReport
+from embstore.errors import NonFiniteError, TicketError
 
 
-class CudaWriting(CudaInserting):
+class CudaWriting(CudaInserting, CudaReading):
     """Training and assigning, and the pooling of both directions."""
 
     # ---- apply_gradients
 
     def _apply(self, batch: JoinedBatch, step: int) -> ApplyReport:
+        given = [array for part in batch.parts for array in (part.keys, part.rows)]
         with self._writing():
+            late = is_late(self._strict, *given)
+            self._check_captured(late)
+            late = self._is_captured or (late and step - self._clock.step_base < BASE_SPAN)
             distinct = self._distinct_of(batch)
             on_nonfinite = self._config["on_nonfinite"]
             parts = [self._grad_part(place, part) for place, part in enumerate(batch.parts)]
             sums = training.sum_up(
                 self._launcher, self._storage.view, distinct, parts, self._spec.dim, on_nonfinite
             )
-            counts = training.counted(self._launcher, sums.counts)
-            self._check_finite(distinct, counts)
-            self._advance_base(step)
+            report = None
+            if not late:
+                self._check_data(self._counters())
+                counts = training.counted(self._launcher, sums.counts)
+                self._check_finite(distinct, counts)
+                report = report_of(counts, self._spec.on_nonfinite)
+            if not self._is_captured:
+                self._advance_base(step)
             self._protect(distinct.rows, distinct.n, distinct.n_unique)
-            step = self._clamped(step)
-            self._clock.train(step, self._betas)
+            if not self._is_captured:
+                step = self._clamped(step)
+                self._clock.train(step, self._betas)
             how = training.Step(
                 batch.lr,
                 self._clock.beta1_power,
@@ -39,12 +51,24 @@ class CudaWriting(CudaInserting):
                 self._relative(step),
                 self._has_row_sums,
                 on_nonfinite,
+                self._now_address,
             )
             training.update(self._launcher, self._storage.view, distinct, sums, self._spec.dim, how)
-        n_skipped = counts["n_nonfinite"] if self._spec.on_nonfinite == "skip" else 0
-        return ApplyReport(
-            counts["n_wanted"] - n_skipped, counts["n_dropped"], counts["n_stale"], n_skipped
-        )
+            return report or self._late_report(sums.counts)
+
+    def _late_report(self, counts: int) -> LateReport:
+        """Return the report of a call that did not wait."""
+        n_bytes = 8 * len(training.COUNTS)
+        memory, queue = self._launcher.alloc(n_bytes), self._launcher.queue
+        queue.copy(memory.address, counts, n_bytes)
+
+        def read() -> ApplyReport:
+            values = np.empty(len(training.COUNTS), np.uint64)
+            queue.download(memory.address, values)
+            counted = dict(zip(training.COUNTS, values.tolist(), strict=True))
+            return report_of(counted, self._spec.on_nonfinite)
+
+        return LateReport(read)
 
     def _distinct_of(self, batch: JoinedBatch) -> Distinct:
         """Return the distinct keys of a ticket, or, without one, of the batch's parts."""
@@ -80,11 +104,11 @@ class CudaWriting(CudaInserting):
         return bool(self._config["clip_norm"] > 0.0 or self._config["optimizer_kind"] == 2)
 
     def _grad_part(self, place: int, part: Part) -> training.Part:
-        rows = self._upload(f"grads_{place}", part.rows)
+        rows = self._floats(f"grads_{place}", part.rows)
         if part.bags is None:
             return training.Part(len(part.rows), rows)
         bags = part.bags
-        weights = 0 if bags.weights is None else self._upload(f"weights_{place}", bags.weights)
+        weights = 0 if bags.weights is None else self._floats(f"weights_{place}", bags.weights)
         offsets = self._upload(f"offsets_{place}", bags.offsets)
         mode = POOL_MODES[bags.mode]
         return training.Part(bags.n_keys, rows, bags.n_bags, offsets, mode, weights)
@@ -95,9 +119,9 @@ class CudaWriting(CudaInserting):
         """Replace, or add to, the values of `keys`."""
         n, dim, view = len(keys), self._spec.dim, self._storage.view
         with self._writing():
-            distinct = self._distinct(self._upload("keys", keys), None, n)
+            distinct = self._distinct(keys_at(self._launcher, "keys", keys), None, n)
             distinct.look_up(self._launcher, view, ADMITS_ALL)
-            given = self._upload("assigned", values)
+            given = self._floats("assigned", values)
             if mode == "replace":
                 vectors = training.last_values(self._launcher, distinct, given)
             else:
@@ -108,6 +132,7 @@ class CudaWriting(CudaInserting):
                     raise NonFiniteError(f"{self._where}: assign: a value is not finite")
             self._advance_base(step)
             tally = self._insert(distinct, max(step, self._clock.step_base), has_counts=False)
+            assert tally is not None
             step = self._clamped(step)
             training.assign(
                 self._launcher, self._storage.view, distinct, vectors, dim, self._relative(step)
@@ -117,52 +142,17 @@ class CudaWriting(CudaInserting):
 
     # ---- pooling
 
-    def _pool_keys(self, part: Part, missing: str) -> None:
-        """Fill the pooled rows of a part that only reads."""
-        launcher = self._launcher
-        assert part.keys is not None
-        if missing != "default":
-            raise InternalError(f"bags read default rows for missing keys, not {missing!r}")
-        n = len(part.keys)
-        rows = launcher.scratch("pooled_ids", 4 * n)
-        launcher.run(
-            "find_rows",
-            8 * n,
-            table=self._storage.view,
-            keys=self._upload("find_keys", part.keys),
-            n=n,
-            out=0,
-            out_dtype=0,
-            missing=0,
-            found=0,
-            freq=0,
-            step=0,
-            rows=rows,
-            first_missing=0,
-        )
-        self._pool(part, rows, 0)
-
     def _pool_batch(self, distinct: Distinct, first: int, part: Part) -> None:
         """Fill the pooled rows of a part whose keys begin at position `first` of a batch."""
-        self._pool(part, distinct.rows, distinct.inverse + 4 * first)
+        inverse = distinct.inverse + 4 * first
+        late = self._pool(self._launcher, part, distinct.rows, inverse)
+        if late is not None:
+            self._launcher.queue.download(late.address, part.rows)
 
-    def _pool(self, part: Part, rows: int, inverse: int) -> None:
-        bags = part.bags
-        assert bags is not None
-        if bags.n_bags == 0:
-            return
-        weights = 0 if bags.weights is None else self._upload("pool_weights", bags.weights)
-        out = self._launcher.scratch("rows_out", part.rows.nbytes)
-        pooling.pool(
-            self._launcher,
-            self._storage.view,
-            rows,
-            self._upload("pool_offsets", bags.offsets),
-            bags.n_bags,
-            POOL_MODES[bags.mode],
-            out,
-            self._spec.dim,
-            inverse=inverse,
-            weights=weights,
-        )
-        self._launcher.queue.download(out, part.rows)
+
+def report_of(counts: dict[str, int], on_nonfinite: str) -> ApplyReport:
+    """Return the report of what `training.COUNTS` says."""
+    is_refused = on_nonfinite == "raise" and counts["n_nonfinite"] > 0
+    n_skipped = counts["n_nonfinite"] if on_nonfinite == "skip" else 0
+    n_applied = 0 if is_refused else counts["n_wanted"] - n_skipped
+    return ApplyReport(n_applied, counts["n_dropped"], counts["n_stale"], n_skipped)

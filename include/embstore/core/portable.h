@@ -24,6 +24,13 @@ typedef unsigned long long uint64_t;
 #define EMB_FN static inline
 #endif
 
+// Before a loop that device code shall not unroll, so that the arrays it walks stay in memory and take no registers.
+#if defined(__CUDACC__)
+#define EMB_ROLLED _Pragma("unroll 1")
+#else
+#define EMB_ROLLED
+#endif
+
 // A scalar whose value alone is used. Device code may read a constexpr of the host by value, so that no qualifier is
 // needed; with __device__ nvcc would hide it from the host. To bind a reference to one in device code does not compile.
 #define EMB_CONST static constexpr

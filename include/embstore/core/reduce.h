@@ -82,8 +82,7 @@ EMB_FN float* block_sum_finish(const BlockSum& s) {
   return block_level(s, level);
 }
 
-// Rule 1 for kColumns columns, of fewer than 2^35 rows; at[l] is the open block of sums of 32^l rows. All loops have
-// constant bounds and all indices are theirs, so that a compiler keeps the sums in registers.
+// Rule 1 for kColumns columns, of fewer than 2^35 rows; at[l] is the open block of sums of 32^l rows.
 EMB_CONST uint32_t kColumnLevels = 7;
 
 template <uint32_t kColumns>
@@ -100,6 +99,7 @@ EMB_FN void column_put(float* level, uint64_t index, const float* x) {
 template <uint32_t kColumns>
 EMB_FN void column_sums_add(ColumnSums<kColumns>* s, uint64_t index, const float* x, bool is_last) {
   column_put<kColumns>(s->at[0], index, x);
+  EMB_ROLLED
   for (uint32_t level = 1; level < kColumnLevels; ++level) {
     if (!is_last && index % kReduceBlock != kReduceBlock - 1) return;
     index /= kReduceBlock;

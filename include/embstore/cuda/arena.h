@@ -68,22 +68,61 @@ EMB_DEVICE void store_floats(float* at, const Quad& q, uint32_t n) {
     if (i < n) at[i] = q.x[i];
 }
 
+// Four columns as 16-bit rows hold them.
+struct Halves {
+  uint16_t x[4];
+};
+
+EMB_DEVICE Halves load_halves(const uint16_t* at, uint32_t n) {
+  Halves h = {{0, 0, 0, 0}};
+  if (n == 4 && reinterpret_cast<uint64_t>(at) % 8 == 0) {
+    const uint64_t word = *reinterpret_cast<const uint64_t*>(at);
+    for (uint32_t i = 0; i < 4; ++i) h.x[i] = static_cast<uint16_t>(word >> (16 * i));
+    return h;
+  }
+  for (uint32_t i = 0; i < 4; ++i)
+    if (i < n) h.x[i] = at[i];
+  return h;
+}
+
+EMB_DEVICE void store_halves(uint16_t* at, const Halves& h, uint32_t n) {
+  if (n == 4 && reinterpret_cast<uint64_t>(at) % 8 == 0) {
+    const uint64_t low = h.x[0] | static_cast<uint64_t>(h.x[1]) << 16;
+    const uint64_t high = h.x[2] | static_cast<uint64_t>(h.x[3]) << 16;
+    *reinterpret_cast<uint64_t*>(at) = low | high << 32;
+    return;
+  }
+  for (uint32_t i = 0; i < 4; ++i)
+    if (i < n) at[i] = h.x[i];
+}
+
 // Columns [column, column + n) of values stored as `dtype`, widened.
 EMB_DEVICE Quad load_values(Dtype dtype, const char* values, uint32_t column, uint32_t n) {
   if (dtype == Dtype::kF32) return load_floats(reinterpret_cast<const float*>(values) + column, n);
-  const uint16_t* const halves = reinterpret_cast<const uint16_t*>(values) + column;
-  Quad q = {{0.0f, 0.0f, 0.0f, 0.0f}};
-  for (uint32_t i = 0; i < 4; ++i)
-    if (i < n) q.x[i] = widen(dtype, halves[i]);
+  const Halves halves = load_halves(reinterpret_cast<const uint16_t*>(values) + column, n);
+  Quad q;
+  for (uint32_t i = 0; i < 4; ++i) q.x[i] = widen(dtype, halves.x[i]);
   return q;
 }
 
 // To nearest.
 EMB_DEVICE void store_values(Dtype dtype, char* values, uint32_t column, const Quad& q, uint32_t n) {
   if (dtype == Dtype::kF32) return store_floats(reinterpret_cast<float*>(values) + column, q, n);
-  uint16_t* const halves = reinterpret_cast<uint16_t*>(values) + column;
-  for (uint32_t i = 0; i < 4; ++i)
-    if (i < n) halves[i] = narrow(dtype, q.x[i]);
+  Halves halves;
+  for (uint32_t i = 0; i < 4; ++i) halves.x[i] = narrow(dtype, q.x[i]);
+  store_halves(reinterpret_cast<uint16_t*>(values) + column, halves, n);
+}
+
+// Values as they would be read if a row held them.
+EMB_DEVICE Quad rounded_quad(Dtype dtype, Quad q) {
+  if (dtype == Dtype::kF32) return q;
+  for (uint32_t i = 0; i < 4; ++i) q.x[i] = widen(dtype, narrow(dtype, q.x[i]));
+  return q;
+}
+
+// Columns of the row that keys without one read.
+EMB_DEVICE Quad default_quad(const TableView& t, uint32_t column, uint32_t n) {
+  return rounded_quad(dtype_of(t), load_floats(t.default_row + column, n));
 }
 
 // Threads that take rows together and never meet: 2^shift neighbours share a row, and take its quads in turn.

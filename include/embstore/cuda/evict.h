@@ -174,6 +174,7 @@ EMB_DEVICE void keep_first(const TableView& t, const RowRange& range, bool is_by
   const WordTile warp = WordTile::here();
   for_each_row(selected, range, [&](uint32_t row, bool is_in) {
     const uint32_t kept = warp.ballot(is_in && !is_beyond(rank_of(t, row, is_by_freq), limit));
+    warp.sync();  // all have read the word
     if (warp.lane() == 0) selected[row / kWordRows] = kept;
   });
 }

@@ -4,7 +4,8 @@
 //    copies it; the lists of one launch hold each row once.
 // 2. An image is a record, then the row's bytes; its number stands in image_of[row]. The host drains the log before it
 //    is full: images before `first_image` are not here any more.
-// 3. Before the steps or frequencies of all rows change, the records of all rows are copied: `frozen`.
+// 3. What there is no room for is lost, and with it the snapshot: the host sees to it that it does not come to that.
+// 4. Before the steps or frequencies of all rows change, the records of all rows are copied: `frozen`.
 #ifndef EMBSTORE_CUDA_SNAPSHOT_H_
 #define EMBSTORE_CUDA_SNAPSHOT_H_
 
@@ -22,6 +23,8 @@ struct CutView {
   uint64_t image_bytes;  // of one
   uint64_t first_image;  // the number of the one at `images`
   uint64_t n_images;     // ever made
+  uint64_t n_most;       // that there is room for at `images`
+  uint64_t is_lost;      // whether there was none for one
 };
 
 EMB_DEVICE Meta meta_of_cut(const TableView& t, const CutView& cut, uint32_t row) {
@@ -35,6 +38,10 @@ EMB_DEVICE void protect_row(const RowTile& tile, const TableView& t, CutView* cu
   if (tile.lane() == 0 && drop_row(cut->waiting, row)) number = 1 + fetch_add(&cut->n_images, uint64_t{1});
   number = tile.shfl(number, 0);
   if (number-- == 0) return;
+  if (number - cut->first_image >= cut->n_most) {
+    if (tile.lane() == 0) store_relaxed(&cut->is_lost, uint64_t{1});
+    return;
+  }
   char* const image = cut->images + (number - cut->first_image) * cut->image_bytes;
   copy_bytes(tile, image + sizeof(Meta), values_of(t, row), t.row_bytes);
   if (tile.lane() != 0) return;

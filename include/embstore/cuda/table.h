@@ -47,6 +47,8 @@ struct Counters {
   uint64_t n_nonfinite;
   uint64_t n_steps_clamped;
   uint64_t n_bloom_added;
+  uint64_t n_bad_calls;  // of apply_gradients, refused because a sum was not finite and nobody waited to hear it
+  uint64_t bad_key;      // of the last of them
 };
 
 // What follows from a table's parameters by core's rules.
@@ -60,6 +62,17 @@ struct Derived {
   uint64_t n_accumulators;
   uint64_t has_moments;
 };
+
+// What changes from one replay of a captured graph to the next.
+struct Now {
+  uint64_t step;  // relative to step_base
+  uint64_t t;     // training steps
+  double lr;
+  double beta1_power;
+  double beta2_power;
+};
+
+struct CutView;  // snapshot.h
 
 struct TableView {
   // What a row is: values, then slots, in row_bytes; rows lie in chunks of 2^chunk_shift (arena.h).
@@ -111,6 +124,7 @@ struct TableView {
   double weight_decay;
   int64_t step_base;
   Counters* counters;
+  CutView* cut;  // of the snapshot that is being read, or null
 };
 
 EMB_DEVICE HashKeys hash_keys_of(const TableView& t) {

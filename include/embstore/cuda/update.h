@@ -59,9 +59,9 @@ EMB_DEVICE void store_trained(const Update& u, const RowToUpdate& r, uint32_t co
   char* const values = values_of(t, r.row);
   if (dtype == Dtype::kF32 || t.is_stochastic == 0) return store_values(dtype, values, column, w, n);
   const Words4 words = words_of(t.stream, r.key, Purpose::kRounding, column / 4, u.t);
-  uint16_t* const halves = reinterpret_cast<uint16_t*>(values) + column;
-  for (uint32_t i = 0; i < 4; ++i)
-    if (i < n) halves[i] = narrow_stochastic(dtype, w.x[i], uniform_of(words.x[i]));
+  Halves halves;
+  for (uint32_t i = 0; i < 4; ++i) halves.x[i] = narrow_stochastic(dtype, w.x[i], uniform_of(words.x[i]));
+  store_halves(reinterpret_cast<uint16_t*>(values) + column, halves, n);
 }
 
 // What clips a gradient and decays weights, but for the norm, whose ratio is given.
@@ -196,10 +196,7 @@ EMB_DEVICE const float* vector_of(const float* base, const uint32_t* index, uint
 EMB_DEVICE Quad present_quad(const TableView& t, uint32_t row, uint64_t key, uint32_t column) {
   const uint32_t n = columns_at(t.dim, column);
   if (row != kNoRow) return load_values(dtype_of(t), values_of(t, row), column, n);
-  Quad q = initial_quad(t, key, column);
-  if (dtype_of(t) != Dtype::kF32)
-    for (uint32_t i = 0; i < 4; ++i) q.x[i] = widen(dtype_of(t), narrow(dtype_of(t), q.x[i]));
-  return q;
+  return rounded_quad(dtype_of(t), initial_quad(t, key, column));
 }
 
 }  // namespace embstore::cuda
