@@ -429,6 +429,26 @@ def test_captured_inserts_evict(card, by):  # noqa: F811
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_captured_birth_has_the_step_of_its_replay(card):  # noqa: F811
+    table = table_on("cuda", max_rows=19, eviction=es.CacheEviction())
+    keys = put(card, np.zeros(8, np.int64), STREAM)
+    out, queue = put(card, np.zeros((8, DIM), np.float32), STREAM), card.queue(STREAM)
+    with table.capturing():
+        table.find_or_insert(keys, step=0, out=out, stream=STREAM)
+        queue.begin_capture()
+        table.find_or_insert(keys, step=0, out=out, stream=STREAM)
+        graph = queue.end_capture()
+    for step in range(5, 12):
+        queue.upload(keys.memory.address, np.arange(8 * step, 8 * step + 8))
+        with table.replaying(step=step, stream=STREAM):
+            graph()
+    found = table.find(np.arange(88, 96), with_meta=True)
+    assert found.found.all()
+    assert (found.step == 11).all()
+    assert (found.freq == 1).all()
+    check_index(table)
+
+
 def test_a_sink_cannot_be_captured(card):  # noqa: F811
     more = {"max_rows": 95, "eviction": es.CacheEviction(), "on_evict": lambda rows: None}
     with pytest.raises(es.ArgumentError, match="capturing: on_evict gets rows"):
