@@ -24,7 +24,7 @@ class TableGraphs(TableBase):
         Raises
         ------
         ArgumentError
-            If the table is on the CPU.
+            If the table is on the CPU, or has an `on_evict`, which wants rows after every call.
         """
         self._check_card("Table.capturing")
         with self._engine.capturing():
