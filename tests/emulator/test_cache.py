@@ -5,6 +5,7 @@ import collections
 import numpy as np
 import pytest
 from contract.test_snapshots import Reading
+from emulator.card_kit import DIM, get, put, table_on
 from emulator.kit_cache import (
     EDGE_KEYS,
     TwoBuckets,
@@ -13,7 +14,6 @@ from emulator.kit_cache import (
     make_cache,
     zipf_keys,
 )
-from emulator.test_device_arrays import DIM, card, get, put, table_on  # noqa: F401
 from emulator.test_graphs import STREAM, Step
 
 import embstore as es
@@ -389,7 +389,7 @@ def lists_of_keys(n_steps):
 
 
 @pytest.mark.parametrize("track_changes", [False, True])
-def test_nothing_waits(card, track_changes):  # noqa: F811
+def test_nothing_waits(card, track_changes):
     table = table_on("cuda", max_rows=95, eviction=es.CacheEviction(), track_changes=track_changes)
     out = put(card, np.zeros((200, DIM), np.float32), STREAM)
     n_waits = 0
@@ -404,7 +404,7 @@ def test_nothing_waits(card, track_changes):  # noqa: F811
 
 
 @pytest.mark.parametrize("by", ["step", "freq"])
-def test_captured_inserts_evict(card, by):  # noqa: F811
+def test_captured_inserts_evict(card, by):
     more = {"max_rows": 190, "eviction": es.CacheEviction(by), "track_changes": True}
     plain, captured = table_on("cuda", **more), table_on("cuda", **more)
     for table in (plain, captured):
@@ -429,7 +429,7 @@ def test_captured_inserts_evict(card, by):  # noqa: F811
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_captured_birth_has_the_step_of_its_replay(card):  # noqa: F811
+def test_a_captured_birth_has_the_step_of_its_replay(card):
     table = table_on("cuda", max_rows=19, eviction=es.CacheEviction())
     keys = put(card, np.zeros(8, np.int64), STREAM)
     out, queue = put(card, np.zeros((8, DIM), np.float32), STREAM), card.queue(STREAM)
@@ -449,7 +449,7 @@ def test_a_captured_birth_has_the_step_of_its_replay(card):  # noqa: F811
     check_index(table)
 
 
-def test_a_sink_cannot_be_captured(card):  # noqa: F811
+def test_a_sink_cannot_be_captured(card):
     more = {"max_rows": 95, "eviction": es.CacheEviction(), "on_evict": lambda rows: None}
     with pytest.raises(es.ArgumentError, match="capturing: on_evict gets rows"):
         Step(card, table_on("cuda", **more))
