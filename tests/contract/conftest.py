@@ -26,7 +26,7 @@ def make_table(engine):
     tables = []
 
     def make(dim=2, **parameters):
-        parameters.setdefault("initializer", es.Constant(1.0))
+        parameters = {"initializer": es.Constant(1.0), "strict": True} | parameters
         tables.append(es.Table(dim, device=engine, **parameters))
         return tables[-1]
 

@@ -78,7 +78,10 @@ class Pair:
     def __init__(self, engine="cpu", **config):
         self.config = config
         self.sinks = Sink(), Sink()
-        self.table = es.Table(device=engine, on_evict=self.sinks[0], **config)
+        strict = (
+            config["dim"] % 2 == 0
+        )  # half of all: calls that wait for a card, and that need not
+        self.table = es.Table(device=engine, strict=strict, on_evict=self.sinks[0], **config)
         self.model = ReferenceTable(on_evict=self.sinks[1], **config)
         self.batches = []
         self.saving = None  # a save that goes on: its handle, and what it must hold
