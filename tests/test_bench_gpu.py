@@ -1,5 +1,6 @@
 """The benchmark of a card runs, on an emulated one; no test looks at a time."""
 
+import importlib.machinery
 import subprocess
 import sys
 from pathlib import Path
@@ -293,6 +294,11 @@ def test_a_card_is_timed_by_events_around_what_is_queued():
 def test_a_run_goes_through_the_code_of_a_card(monkeypatch):
     emulators = [Emulator(library()), Emulator(library(sources=SOURCES.units(), with_engine=False))]
     said = []
+    torch = SimpleNamespace(
+        __version__="2.0", cuda=SimpleNamespace(is_available=lambda: False), set_num_threads=int
+    )
+    torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+    monkeypatch.setitem(sys.modules, "torch", torch)  # nor is the real one loaded, which is large
     with fake_card.installed(monkeypatch, emulators):
         options = program.arguments(["--emulated"])
         options.emulated = False
@@ -305,6 +311,7 @@ def test_a_run_goes_through_the_code_of_a_card(monkeypatch):
     assert found.machine["kernels"]["find_rows"]["registers"] == 50
     text = "\n".join(said)
     assert "those that spill: find_rows" in text
+    assert "torch 2.0 has no CUDA here" in text
     assert "give the folder of HierarchicalKV by --hkv" in text
     assert {t for case in found.cases for c in case.contenders for t in c.times_ns} == {500_000}
 
