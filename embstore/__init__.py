@@ -20,6 +20,7 @@ from embstore.engines.types import (
     KeyStatus,
     LateReport,
     PlanReport,
+    PromoteReport,
     Rows,
 )
 from embstore.errors import (
@@ -50,6 +51,7 @@ from embstore.policies import (
     AdamW,
     Admission,
     BloomAdmission,
+    CacheEviction,
     CapacityEviction,
     Constant,
     CounterAdmission,
@@ -96,6 +98,7 @@ __all__ = [
     "Batch",
     "BloomAdmission",
     "BufferStats",
+    "CacheEviction",
     "CancelledError",
     "Candidates",
     "CapacityError",
@@ -131,6 +134,7 @@ __all__ = [
     "OutOfMemoryError",
     "PlanReport",
     "PooledBatch",
+    "PromoteReport",
     "RowWiseAdagrad",
     "Rows",
     "SaveHandle",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from embstore import engines
 from embstore.engines import arrays
 from embstore.engines.engine import Bags, JoinedBatch, Part, Ticket
 from embstore.engines.spec import Dtype, OnFull
@@ -398,6 +399,7 @@ class Store:
         *,
         tables: Iterable[str] | None = None,
         device: str = "cpu",
+        hbm_bytes: int | None = None,
         hash_seed: int | None = None,
         optimizer: "LoadOptimizer | Mapping[str, LoadOptimizer]" = None,
         slots: "Literal['keep', 'reset'] | Mapping[str, LoadSlots] | None" = None,
@@ -425,8 +427,8 @@ class Store:
             The directory that `save` wrote, or those of the shards of one store, to be merged.
         tables
             Names of the tables to load; all by default. Features of the others are left out.
-        device, hash_seed
-            As for `Table`, for all tables.
+        device, hbm_bytes, hash_seed
+            As for `Table`, for each of the tables.
         optimizer, slots, dtype, max_rows, max_bytes, on_full, admission, eviction, evict_every
             As in ``Table.load``: one value for all tables, or a dict from names of tables; those
             that it lacks are as saved.
@@ -446,6 +448,7 @@ class Store:
         from embstore.table import loading
 
         where = "Store.load"
+        place = engines.check_place(device, hbm_bytes, where)
         if isinstance(tables, str):
             raise arrays.type_error(where, "tables", tables, "names of tables")
         part = None if shard is None else checkpoint.check_shard(where, shard)
@@ -465,9 +468,9 @@ class Store:
         with opened, ExitStack() as undo:
             loading.check_names(where, "on_evict", sinks, opened.tables)
             made: dict[str, Table] = {}
-            plans = loading.plan_loads(opened, asked, part, device, allow_nonfinite, where)
+            plans = loading.plan_loads(opened, asked, part, place, allow_nonfinite, where)
             for name, plan in plans.items():
-                made[name] = Table._of_spec(plan.spec, device, hash_seed, sinks.get(name), where)
+                made[name] = Table._of_spec(plan.spec, place, hash_seed, sinks.get(name), where)
                 undo.callback(made[name].close)
                 loading.restore(made[name], plan)
             features = (opened.store or {}).get("features")

@@ -212,8 +212,10 @@ TWINS = {
     *("gradients.h", "insert.h", "order.h", "pooling.h", "snapshot.h"),
 }
 OF_CUDA_ALONE = {
+    "placement.h",  # hot rows go to the card, cold ones to the host; a CPU table has one memory
     "simt.h",  # threads, as thread_pool.h
     "row_bits.h",  # sets of rows and histograms; the CPU walks them in rows.h and evict.h
+    "cache.h",  # the approximate CacheEviction, which the CPU refuses
     "upkeep.h",  # what is due at a step: kernels; the CPU's loops stand in insert.h
 }
 

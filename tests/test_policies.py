@@ -30,6 +30,8 @@ SAMPLES = [
     (admission, es.BloomAdmission(4, capacity=1000, fpr=0.05, halve_every=10)),
     (eviction, STEP | L2),
     (eviction, (STEP & FREQ) | L2 | es.CapacityEviction(by="freq")),
+    (eviction, (STEP & FREQ) | es.CacheEviction(by="freq")),
+    (eviction, es.CacheEviction()),
 ]
 
 
@@ -109,6 +111,14 @@ BAD = [
         es.ArgumentError,
         "one CapacityEviction at most",
     ),
+    (lambda: es.CacheEviction("age"), es.ArgumentError, "CacheEviction: by must be 'step' or"),
+    (lambda: STEP & es.CacheEviction(), es.ArgumentError, r"CacheEviction joins .* by \| only"),
+    (
+        lambda: es.CacheEviction() | es.CapacityEviction(),
+        es.ArgumentError,
+        "one CapacityEviction or CacheEviction at most, got 2",
+    ),
+    (lambda: es.CacheEviction() | es.CacheEviction(), es.ArgumentError, "one CacheEviction at"),
     (
         lambda: FREQ | es.FrequencyEviction(1, 1, halve_every=5),
         es.ArgumentError,
@@ -175,6 +185,44 @@ def test_a_predicate_is_postfix_and_leaves_capacity_out():
     assert eviction.capacity_by(policy) == "step"
     assert eviction.freq_halve_every(policy) == 1000
     assert eviction.freq_halve_every(STEP) is None
+
+
+def test_a_cache_makes_room_and_selects_no_rows():
+    policy = STEP | es.CacheEviction("freq")
+    assert program(policy) == program(STEP)
+    assert eviction.capacity_by(policy) == "freq"
+    assert [eviction.is_cache(p) for p in (policy, es.CapacityEviction(), STEP, None)] == [
+        *(True, False, False, False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({}, "CacheEviction needs max_rows"),
+        ({"max_bytes": 1 << 20}, "CacheEviction needs max_rows"),
+        ({"max_rows": 9, "max_bytes": 1 << 20}, "bounded by max_rows, got max_bytes=1048576"),
+        ({"max_rows": 9, "on_full": "refuse"}, 'CacheEviction needs on_full="evict"'),
+        ({"max_rows": 9, "admission": es.CounterAdmission(2)}, "no cells for candidates"),
+        ({"max_rows": 9}, 'device="cpu" has no CacheEviction: use CapacityEviction'),
+    ],
+)
+def test_a_table_cannot_be_such_a_cache(parameters, message):
+    with pytest.raises(es.ArgumentError, match=f"^Table: .*{message}"):
+        es.Table(dim=2, eviction=es.CacheEviction(), **parameters)
+
+
+def test_a_cache_is_planned_for_cards_alone():
+    parameters = {"dim": 8, "eviction": es.CacheEviction(), "max_rows": 10**6}
+    with pytest.raises(es.ArgumentError, match=r'^Table.plan: device="cpu"'):
+        es.Table.plan(1000, **parameters)
+    report = es.Table.plan(1000, device="cuda", **parameters)
+    assert report.resting_bytes == report.peak_bytes > 10**6 * (32 + 16 + 12)
+
+
+def test_evict_takes_no_cache_policy():
+    with es.Table(dim=2) as table, pytest.raises(es.ArgumentError, match="CacheEviction acts on"):
+        table.evict(es.CacheEviction(), step=0)
 
 
 def test_a_predicate_has_at_most_32_operations():

@@ -102,7 +102,7 @@ def judge(config: Mapping[str, Any], age: int, freq: int, norm: np.float32) -> V
         name = "both of" if kind == "And" else "either of"
         return Verdict(name, all(both) if kind == "And" else any(both), parts=sides)
     text = policy_text(config)
-    if kind == "CapacityEviction":
+    if kind in ("CapacityEviction", "CacheEviction"):
         note = "it acts when the table is full only, on the rows smallest by its score"
         return Verdict(text, False, note=note)
     conditions = _conditions(config, age, freq, norm)

@@ -2,8 +2,8 @@
 
 Accepted are numpy arrays, objects with DLPack on the CPU (torch tensors and others) without a copy
 where dtype and layout allow it, and, for keys, lists and tuples of Python ints. A table on a card
-(`device` other than "cpu") takes arrays of the card too: they become `DeviceArray`, which engines of
-cards take wherever they take a numpy array.
+(`device` other than "cpu") takes arrays of the card too: they become `DeviceArray`, which engines
+of cards take wherever they take a numpy array.
 """
 
 from typing import Any, Literal, cast

@@ -18,6 +18,7 @@ from embstore.engines.types import (
     Changes,
     EvictReport,
     PlanReport,
+    PromoteReport,
     Rows,
 )
 from embstore.errors import InternalError
@@ -123,6 +124,10 @@ class CpuEngine:
             collect,
         )
         return EvictReport(*report, rows=None)
+
+    def promote(self, max_rows: int | None) -> PromoteReport:
+        """Say where the rows are: there is nowhere else for them."""
+        return PromoteReport(0, 0, len(self))
 
     def take_evicted(self) -> Rows:
         """Return and forget the collected evicted rows."""

@@ -14,7 +14,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore.engines.types import ApplyReport, AssignReport, Candidates, Changes, EvictReport, Rows
+from embstore.engines.types import (
+    ApplyReport,
+    AssignReport,
+    Candidates,
+    Changes,
+    EvictReport,
+    PromoteReport,
+    Rows,
+)
 from embstore.policies.eviction import Operation
 
 Keys = NDArray[np.int64]
@@ -249,6 +257,10 @@ class Engine(Protocol):
         collect: bool,
     ) -> EvictReport:
         """Remove what the predicate selects; with `collect`, `take_evicted` gives the rows."""
+        ...
+
+    def promote(self, max_rows: int | None) -> PromoteReport:
+        """Let at most `max_rows` hot rows of the host change places with cold ones of the card."""
         ...
 
     def set_pins(self, keys: Keys) -> None:

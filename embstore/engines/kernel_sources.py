@@ -16,8 +16,8 @@ HEADER_ROOMS = ("core", "cuda")
 
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
-KERNEL = re.compile(r"\bEMB_KERNEL\s*\(([^)]*)\)")
-NAMES = re.compile(r"\s*(\w+)\s*,\s*(\w+)\s*")
+KERNEL = re.compile(r"\bEMB_KERNEL(?:_RESIDENT)?\s*\(([^)]*)\)")
+NAMES = re.compile(r"\s*(\w+)\s*,\s*(\w+)\s*(?:,\s*\d+\s*)?")
 STRUCT = re.compile(r"\bstruct\s+(?P<name>\w+)\s*(?P<body>\{[^{}]*\}\s*;|[{:])")
 POINTER = r"(?:const\s+)?[A-Za-z_][\w:]*(?:\s+const)?(?:\s*\*(?:\s*const\b)?)+\s*"
 FIELD = re.compile(

@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSpec:
-    """The parameters of a table but those of the process (device, hash_seed, on_evict).
+    """The parameters of a table but those of the process: device, hbm_bytes, hash_seed, on_evict.
 
-    `on_full` None means "evict" if the eviction policy has a CapacityEviction, else "raise".
+    `on_full` None means "evict" if the eviction policy makes room, else "raise".
     """
 
     dim: int
@@ -98,17 +98,38 @@ class TableSpec:
         if self.on_full is None:
             self._set("on_full", "evict" if by else "raise")
         check_choice(WHERE, "on_full", self.on_full, get_args(OnFull))
+        maker = "CacheEviction" if self.is_cache else "CapacityEviction"
         if by and self.on_full != "evict":
             raise ArgumentError(
-                f'{WHERE}: CapacityEviction needs on_full="evict", got on_full={self.on_full!r}'
+                f'{WHERE}: {maker} needs on_full="evict", got on_full={self.on_full!r}'
             )
-        if by and self.max_rows is None and self.max_bytes is None:
+        if self.is_cache:
+            self._check_cache()
+        elif by and self.max_rows is None and self.max_bytes is None:
             raise ArgumentError(f"{WHERE}: CapacityEviction needs max_rows or max_bytes")
         if self.evict_every is not None and not evictions.program(self.eviction):
             raise ArgumentError(
                 f"{WHERE}: evict_every={self.evict_every} needs an eviction policy that selects "
                 f"rows, got eviction={shown(self.eviction)}"
             )
+
+    def _check_cache(self) -> None:
+        if self.max_rows is None:
+            raise ArgumentError(f"{WHERE}: CacheEviction needs max_rows")
+        if self.max_bytes is not None:
+            raise ArgumentError(
+                f"{WHERE}: CacheEviction is bounded by max_rows, got max_bytes={self.max_bytes}"
+            )
+        if isinstance(self.admission, admissions.CounterAdmission):
+            raise ArgumentError(
+                f"{WHERE}: CacheEviction has no cells for candidates: use BloomAdmission, "
+                f"got admission={shown(self.admission)}"
+            )
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether the table is a cache: its eviction policy has a CacheEviction."""
+        return evictions.is_cache(self.eviction)
 
     @property
     def slots(self) -> optimizers.Slots:

@@ -274,6 +274,16 @@ class EvictReport(NamedTuple):
 class PlanReport(NamedTuple):
     """Bytes a table will hold with the planned rows, and the most it holds on the way there.
 
+    Attributes
+    ----------
+    resting_bytes : int
+        Held in the end, on the card and in the host's memory.
+    peak_bytes : int
+        The most held at one time on the way there.
+    host_bytes : int
+        The part of `resting_bytes` that rows in pinned memory of the host take (``hbm_bytes`` of
+        `Table`); 0 of tables that have one home.
+
     Examples
     --------
     >>> import embstore as es
@@ -284,6 +294,33 @@ class PlanReport(NamedTuple):
 
     resting_bytes: int
     peak_bytes: int
+    host_bytes: int = 0
+
+
+class PromoteReport(NamedTuple):
+    """What promote did, and where the live rows are now.
+
+    Attributes
+    ----------
+    n_promoted : int
+        Rows that went from the host's memory to the card; as many went the other way.
+    n_card_rows : int
+        Live rows in the card's memory.
+    n_host_rows : int
+        Live rows in the host's memory; all rows of a table on the CPU.
+
+    Examples
+    --------
+    >>> import embstore as es
+    >>> table = es.Table(dim=2)
+    >>> _ = table.find_or_insert([5, 7], step=0)
+    >>> table.promote()
+    PromoteReport(n_promoted=0, n_card_rows=0, n_host_rows=2)
+    """
+
+    n_promoted: int
+    n_card_rows: int
+    n_host_rows: int
 
 
 class BufferStats(NamedTuple):

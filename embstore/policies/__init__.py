@@ -2,6 +2,7 @@
 
 from embstore.policies.admission import Admission, BloomAdmission, CounterAdmission
 from embstore.policies.eviction import (
+    CacheEviction,
     CapacityEviction,
     Eviction,
     FrequencyEviction,
@@ -33,6 +34,7 @@ __all__ = [
     "AdamW",
     "Admission",
     "BloomAdmission",
+    "CacheEviction",
     "CapacityEviction",
     "Constant",
     "CounterAdmission",

@@ -25,11 +25,13 @@ class IndexJob:
         Who runs it.
     """
 
-    def __init__(self, source: MappedTable, device: str, allow_nonfinite: bool) -> None:
+    def __init__(
+        self, source: MappedTable, place: tuple[str, int | None], allow_nonfinite: bool
+    ) -> None:
         self.table: Table | None = None
         self.error: Exception | None = None
         self._source: MappedTable | None = source
-        self._device = device
+        self._device, self._hbm_bytes = place
         self._allow_nonfinite = allow_nonfinite
         self._lock = threading.RLock()  # a finalizer may stop this inside of it
         self._is_stopped = False
@@ -47,7 +49,10 @@ class IndexJob:
             assert self._source is not None
             source = ReadOnlySource(self._source, self._check)
             table = Table.from_source(
-                source, device=self._device, allow_nonfinite=self._allow_nonfinite
+                source,
+                device=self._device,
+                hbm_bytes=self._hbm_bytes,
+                allow_nonfinite=self._allow_nonfinite,
             )
         except CancelledError:
             pass

@@ -26,6 +26,7 @@ def open(
     generation: int | None = None,
     allow_nonfinite: bool = False,
     device: str = "cpu",
+    hbm_bytes: int | None = None,
 ) -> ServingTable:
     """Open a table of a checkpoint for reading; docs/serving.md tells more.
 
@@ -46,8 +47,8 @@ def open(
     allow_nonfinite
         Take a table that had NaN or infinity when it was saved; an error otherwise, but for
         tables made with ``on_nonfinite="allow"``.
-    device
-        "cpu".
+    device, hbm_bytes
+        Of the table that is built behind, as for `Table`.
 
     Raises
     ------
@@ -66,7 +67,7 @@ def open(
         raise ArgumentError(
             f"{where}: name is needed, since {opened.path} holds {list(opened.tables)}"
         )
-    (table,) = _serve(opened, verify, index, allow_nonfinite, device)[0].values()
+    (table,) = _serve(opened, verify, index, allow_nonfinite, (device, hbm_bytes))[0].values()
     return table
 
 
@@ -79,6 +80,7 @@ def open_store(
     generation: int | None = None,
     allow_nonfinite: bool = False,
     device: str = "cpu",
+    hbm_bytes: int | None = None,
 ) -> ServingStore:
     """Open all tables of a checkpoint for reading, as `open` does one.
 
@@ -86,12 +88,12 @@ def open_store(
     ----------
     tables
         Names of the tables to open; all by default. Features of the others are left out.
-    path, verify, index, generation, allow_nonfinite, device
+    path, verify, index, generation, allow_nonfinite, device, hbm_bytes
         As for `open`. Indexes are built one after another.
     """
     _check_choices("serving.open_store", verify, index)
     opened = map_tables(path, tables, generation)
-    served, empties = _serve(opened, verify, index, allow_nonfinite, device)
+    served, empties = _serve(opened, verify, index, allow_nonfinite, (device, hbm_bytes))
     features = (opened.store or {}).get("features")
     if isinstance(features, Mapping) and tables is not None:
         features = {feature: name for feature, name in features.items() if name in served}
@@ -111,7 +113,11 @@ def _check_choices(where: str, verify: object, index: object) -> None:
 
 
 def _serve(
-    opened: MappedCheckpoint, verify: str, index: str, allow_nonfinite: bool, device: str
+    opened: MappedCheckpoint,
+    verify: str,
+    index: str,
+    allow_nonfinite: bool,
+    place: tuple[str, int | None],
 ) -> tuple[dict[str, ServingTable], dict[str, Table]]:
     """Return the tables of an open checkpoint, and an empty one for each."""
     empties: dict[str, Table] = {}
@@ -119,9 +125,9 @@ def _serve(
     with ExitStack() as undo:
         for name, source in opened.tables.items():
             source.check_finite(allow_nonfinite)
-            empties[name] = undo.enter_context(empty_table(source, device))
+            empties[name] = undo.enter_context(empty_table(source, place))
             if index == "background":
-                jobs[name] = IndexJob(source, device, allow_nonfinite)
+                jobs[name] = IndexJob(source, place, allow_nonfinite)
             if verify == "full":
                 source.verify()
         undo.pop_all()

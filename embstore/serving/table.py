@@ -284,7 +284,7 @@ def as_int64(keys: Any) -> NDArray[np.int64]:
     return np.asarray(array).astype(np.int64, copy=False)
 
 
-def empty_table(source: MappedTable, device: str) -> Table:
+def empty_table(source: MappedTable, place: tuple[str, int | None]) -> Table:
     """Return a table that reads as the saved one does where it has no rows.
 
     Raises
@@ -293,7 +293,9 @@ def empty_table(source: MappedTable, device: str) -> Table:
         If the parameters that were saved are none of a table.
     """
     try:
-        empty = Table.from_config(read_config(source.config), device=device)
+        device, hbm_bytes = place
+        config = read_config(source.config)
+        empty = Table.from_config(config, device=device, hbm_bytes=hbm_bytes)
     except EmbstoreError as error:
         raise CheckpointMismatchError(f"{source.place}: {error}") from error
     for what in ("dim", "dtype"):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore import engines
-from embstore.engines import arrays, streams
+from embstore.engines import Place, arrays, streams
 from embstore.engines.device_arrays import DeviceArray
 from embstore.engines.spec import TableSpec
 from embstore.engines.types import Rows
@@ -38,19 +38,19 @@ class TableBase:
     def __init__(
         self,
         spec: TableSpec,
-        device: str,
+        place: Place,
         hash_seed: int | None,
         on_evict: EvictionSink | None,
         where: str,
     ) -> None:
-        engines.check_device(device, where)
         hash_seed = engines.check_hash_seed(hash_seed, where)
         if on_evict is not None and not callable(on_evict):
             raise arrays.type_error(where, "on_evict", on_evict, "a callable that takes Rows")
         self._spec = spec
-        self._device = device
+        self._place = place
+        self._device = place.device
         self._on_evict = on_evict
-        self._engine: Engine = engines.create(spec, device, hash_seed, on_evict is not None)
+        self._engine: Engine = engines.create(spec, place, hash_seed, on_evict is not None)
         self._find_fast = self._engine.find_fast
         self._strict = False
         self._pins: NDArray[np.int64] = np.empty(0, np.int64)
@@ -66,14 +66,14 @@ class TableBase:
     def _of_spec(
         cls,
         spec: TableSpec,
-        device: str,
+        place: Place,
         hash_seed: int | None,
         on_evict: EvictionSink | None,
         where: str,
     ) -> Self:
-        """Return an empty table of a spec that was checked."""
+        """Return an empty table of a spec and a place that were checked."""
         table = cls.__new__(cls)
-        TableBase.__init__(table, spec, device, hash_seed, on_evict, where)
+        TableBase.__init__(table, spec, place, hash_seed, on_evict, where)
         return table
 
     @classmethod
@@ -82,6 +82,7 @@ class TableBase:
         config: Mapping[str, Any],
         *,
         device: str = "cpu",
+        hbm_bytes: int | None = None,
         hash_seed: int | None = None,
         on_evict: EvictionSink | None = None,
     ) -> Self:
@@ -89,8 +90,10 @@ class TableBase:
 
         A learning rate that was a schedule is not in it: set `lr` anew.
         """
+        where = "Table.from_config"
         spec = TableSpec.from_config(config)
-        return cls._of_spec(spec, device, hash_seed, on_evict, "Table.from_config")
+        place = engines.check_place(device, hbm_bytes, where)
+        return cls._of_spec(spec, place, hash_seed, on_evict, where)
 
     def _make_lock(self) -> None:
         self._lock = threading.RLock()
@@ -127,8 +130,13 @@ class TableBase:
 
     @property
     def device(self) -> str:
-        """Where the rows are."""
-        return self._device
+        """Where the table is: "cpu", "cuda" or "cuda:N"; what "auto" has found."""
+        return self._place.device
+
+    @property
+    def hbm_bytes(self) -> int | None:
+        """The most bytes of rows in the card's memory, None without such a bound."""
+        return self._place.hbm_bytes
 
     @property
     def strict(self) -> bool:
@@ -168,7 +176,7 @@ class TableBase:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the table holds: rows, slots, index, candidates and filter."""
+        """Bytes that the table holds, wherever: rows, slots, index, candidates and filter."""
         stats = self._engine.stats()
         return sum(value for name, value in stats.items() if name.startswith("nbytes_"))
 
@@ -185,8 +193,8 @@ class TableBase:
     def config(self) -> dict[str, Any]:
         """Return the table's parameters as a dict for JSON, for `from_config`.
 
-        Device, hash_seed and on_evict are of the process and not among them; a schedule of the
-        learning rate is None.
+        Device, hbm_bytes, hash_seed and on_evict are of the process and not among them; a schedule
+        of the learning rate is None.
         """
         return self._spec.to_config()
 

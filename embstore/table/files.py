@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
+from embstore import engines
 from embstore.engines.spec import Dtype, OnFull
 from embstore.engines.threads import num_threads
 from embstore.errors import ArgumentError
@@ -32,6 +33,7 @@ class TableFiles(TableSaving):
         *,
         name: str | None = None,
         device: str = "cpu",
+        hbm_bytes: int | None = None,
         hash_seed: int | None = None,
         optimizer: "LoadOptimizer" = None,
         slots: "LoadSlots" = None,
@@ -59,7 +61,7 @@ class TableFiles(TableSaving):
             The directory that `save` wrote, or those of the shards of one table, to be merged.
         name
             Which table, if there are several.
-        device, hash_seed, on_evict
+        device, hbm_bytes, hash_seed, on_evict
             As for `Table`.
         optimizer
             None or "keep" takes the saved one. "reset" takes it with its state as at birth. An
@@ -105,6 +107,7 @@ class TableFiles(TableSaving):
         from embstore.table.loading import plan_load, restore
 
         where = "Table.load"
+        place = engines.check_place(device, hbm_bytes, where)
         part = None if shard is None else checkpoint.check_shard(where, shard)
         asked = Conversion(
             optimizer=optimizer,
@@ -126,8 +129,8 @@ class TableFiles(TableSaving):
                     f"{where}: name is needed, since {opened.place} holds {list(opened.tables)}"
                 )
             (source,) = opened.tables.values()
-            plan = plan_load(source, asked, part, device, allow_nonfinite, where)
-            table = cls._of_spec(plan.spec, device, hash_seed, on_evict, where)
+            plan = plan_load(source, asked, part, place, allow_nonfinite, where)
+            table = cls._of_spec(plan.spec, place, hash_seed, on_evict, where)
             restore(table, plan)
         return table
 
@@ -137,6 +140,7 @@ class TableFiles(TableSaving):
         source: "TableSource",
         *,
         device: str = "cpu",
+        hbm_bytes: int | None = None,
         hash_seed: int | None = None,
         allow_nonfinite: bool = False,
     ) -> Self:
@@ -148,7 +152,7 @@ class TableFiles(TableSaving):
         ----------
         source
             An `embstore.checkpoint.TableSource`.
-        device, hash_seed
+        device, hbm_bytes, hash_seed
             As for `Table`.
         allow_nonfinite
             As in `load`.
@@ -162,8 +166,9 @@ class TableFiles(TableSaving):
         from embstore.table.loading import plan_load, restore
 
         where = "Table.from_source"
-        plan = plan_load(source, Conversion(), None, device, allow_nonfinite, where)
+        place = engines.check_place(device, hbm_bytes, where)
+        plan = plan_load(source, Conversion(), None, place, allow_nonfinite, where)
         plan = plan._replace(n_reserved=0)
-        table = cls._of_spec(plan.spec, device, hash_seed, None, where)
+        table = cls._of_spec(plan.spec, place, hash_seed, None, where)
         restore(table, plan)
         return table

@@ -39,7 +39,7 @@ def plan_loads(
     opened: OpenShards,
     asked: Mapping[str, Any],
     shard: tuple[int, int] | None,
-    device: str,
+    place: engines.Place,
     allow_nonfinite: bool,
     where: str,
 ) -> dict[str, LoadPlan]:
@@ -55,7 +55,7 @@ def plan_loads(
                 own[what] = value
             elif name in value:
                 own[what] = value[name]
-        plans[name] = plan_load(source, Conversion(**own), shard, device, allow_nonfinite, where)
+        plans[name] = plan_load(source, Conversion(**own), shard, place, allow_nonfinite, where)
     return plans
 
 
@@ -63,7 +63,7 @@ def plan_load(
     source: TableSource,
     asked: Conversion,
     shard: tuple[int, int] | None,
-    device: str,
+    place: engines.Place,
     allow_nonfinite: bool,
     where: str,
 ) -> LoadPlan:
@@ -76,17 +76,16 @@ def plan_load(
     CheckpointMismatchError
         If this one cannot be turned into that, or does not fit.
     """
-    engines.check_device(device, where)
     if shard is not None:
         source = Shard(source, *shard)
     spec, source = convert(source, asked, where, allow_nonfinite)
     source.check_finite(allow_nonfinite)
-    _check_room(source, spec, device)
+    _check_room(source, spec, place)
     bound = None if asked.max_bytes == "saved" else spec.max_bytes
     return LoadPlan(spec, source, 0 if shard else source.n_rows, bound)
 
 
-def _check_room(source: TableSource, spec: TableSpec, device: str) -> None:
+def _check_room(source: TableSource, spec: TableSpec, place: engines.Place) -> None:
     """Raise if the rows do not fit into max_rows, or all into max_bytes."""
 
     def fault(n_rows: int, n_candidates: int) -> str | None:
@@ -94,7 +93,7 @@ def _check_room(source: TableSource, spec: TableSpec, device: str) -> None:
             return f"{n_rows} rows do not fit into max_rows={spec.max_rows}"
         if spec.max_bytes is None:
             return None
-        n_bytes = engines.plan(spec, device, n_rows, n_candidates).resting_bytes
+        n_bytes = engines.plan(spec, place, n_rows, n_candidates).resting_bytes
         if n_bytes <= spec.max_bytes:
             return None
         return f"{n_rows} rows take {n_bytes} bytes, more than max_bytes={spec.max_bytes}"

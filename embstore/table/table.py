@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from embstore import engines
 from embstore.engines import arrays
 from embstore.engines.engine import JoinedBatch, Part
 from embstore.engines.spec import (
@@ -67,7 +68,8 @@ class Table(TableContent, TableFiles, TableGraphs):
         Which rows `evict` removes; every `evict_every` steps find_or_insert does so by itself.
     max_rows, max_bytes, on_full
         Bounds, and what a batch meets that does not fit: "evict" (the default with
-        CapacityEviction) removes the rows with the smallest step or freq, "refuse" serves default
+        CapacityEviction and CacheEviction) removes the rows with the smallest step or freq,
+        "refuse" serves default
         rows to keys that came too late, "raise" (the default otherwise) is CapacityError.
     on_nonfinite
         What gradients with NaN or infinity meet: an error before any row changes, or their key is
@@ -83,9 +85,16 @@ class Table(TableContent, TableFiles, TableGraphs):
         Called with the `Rows` of every eviction, after the call that evicted them has released
         the table; what it raises comes out of that call, whose work is then done.
     device
-        "cpu", "cuda" (the current card) or "cuda:N". Arrays of a card (CuPy, PyTorch, JAX, all
-        that have ``__cuda_array_interface__`` or DLPack) go in and out without a copy where keys
-        are such an array; with keys of the host, results are numpy arrays.
+        "cpu", "cuda" (the current card), "cuda:N", or "auto": the card where
+        ``cuda_status().is_available``, else "cpu"; docs/gpu.md says which is the better place for
+        what. Arrays of a card (CuPy, PyTorch, JAX, all that have ``__cuda_array_interface__`` or
+        DLPack) go in and out without a copy where keys are such an array; with keys of the host,
+        results are numpy arrays.
+    hbm_bytes
+        Of a table on a card: the most bytes of rows (values and optimizer state) that lie in its
+        memory, whole chunks of rows; the others lie in pinned memory of the host. None is all on
+        the card, 0 none. Everything else, 16 bytes a row and the index among it, is on the card
+        in any case and not counted here.
     strict
         Of tables on a card: wait in every call, and raise there what went wrong; see `check`.
 
@@ -125,6 +134,7 @@ class Table(TableContent, TableFiles, TableGraphs):
         track_changes: bool = False,
         on_evict: EvictionSink | None = None,
         device: str = "cpu",
+        hbm_bytes: int | None = None,
         strict: bool = False,
     ) -> None:
         spec = TableSpec(
@@ -145,7 +155,8 @@ class Table(TableContent, TableFiles, TableGraphs):
             default_row=default_row,
             track_changes=track_changes,
         )
-        super().__init__(spec, device, hash_seed, on_evict, "Table")
+        place = engines.check_place(device, hbm_bytes, "Table")
+        super().__init__(spec, place, hash_seed, on_evict, "Table")
         self.strict = strict
 
     @overload

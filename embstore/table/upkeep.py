@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from embstore import engines
 from embstore.engines import arrays
 from embstore.engines.spec import TableSpec
-from embstore.engines.types import EvictReport, PlanReport
+from embstore.engines.types import EvictReport, PlanReport, PromoteReport
 from embstore.errors import ArgumentError, ArgumentTypeError, EmbstoreWarning
 from embstore.policies._check import (
     INT64_MAX,
@@ -27,6 +27,7 @@ from embstore.policies.eviction import (
     Operation,
     capacity_by,
     freq_halve_every,
+    is_cache,
     program,
 )
 from embstore.table.base import TableBase
@@ -52,7 +53,8 @@ class _Plan:
 
     Both return a PlanReport: ``resting_bytes`` that `n_rows` rows and `n_candidates` pending keys
     of CounterAdmission will hold, and ``peak_bytes``, the most held at one time on the way there.
-    Nothing is made. The class takes the parameters of `Table` too, ``dim`` among them.
+    Nothing is made. The class takes the parameters of `Table` too, ``dim`` among them; with
+    ``hbm_bytes``, ``host_bytes`` is the part of the former in pinned memory of the host.
 
     Examples
     --------
@@ -69,23 +71,31 @@ class _Plan:
 
     @staticmethod
     def plan_new(
-        n_rows: int, n_candidates: int = 0, *, device: str = "cpu", **parameters: Any
+        n_rows: int,
+        n_candidates: int = 0,
+        *,
+        device: str = "cpu",
+        hbm_bytes: int | None = None,
+        **parameters: Any,
     ) -> PlanReport:
         """Return the bytes that a table of these parameters will hold."""
         if "dim" not in parameters:
             raise ArgumentTypeError("Table.plan: dim is needed")
-        return _checked_plan(TableSpec(**parameters), device, n_rows, n_candidates)
+        place = engines.check_place(device, hbm_bytes, "Table.plan")
+        return _checked_plan(TableSpec(**parameters), place, n_rows, n_candidates)
 
     @staticmethod
     def plan_more(table: "TableUpkeep", n_rows: int, n_candidates: int = 0) -> PlanReport:
         """Return the bytes that `table` will hold with so many rows in all."""
-        return _checked_plan(table._spec, table._device, n_rows, n_candidates)
+        return _checked_plan(table._spec, table._place, n_rows, n_candidates)
 
 
-def _checked_plan(spec: TableSpec, device: str, n_rows: int, n_candidates: int) -> PlanReport:
+def _checked_plan(
+    spec: TableSpec, place: engines.Place, n_rows: int, n_candidates: int
+) -> PlanReport:
     rows = check_int("Table.plan", "n_rows", n_rows, 0, 2**40)
     candidates = check_int("Table.plan", "n_candidates", n_candidates, 0, 2**40)
-    return engines.plan(spec, device, rows, candidates)
+    return engines.plan(spec, place, rows, candidates)
 
 
 class TableUpkeep(TableBase):
@@ -168,7 +178,8 @@ class TableUpkeep(TableBase):
         if not isinstance(where, Eviction):
             raise ArgumentTypeError(f"{at}: where must be an eviction policy, got {shown(where)}")
         if capacity_by(where):
-            raise ArgumentError(f"{at}: CapacityEviction acts on full tables alone, not in evict()")
+            name = "CacheEviction" if is_cache(where) else "CapacityEviction"
+            raise ArgumentError(f"{at}: {name} acts on full tables alone, not in evict()")
         if freq_halve_every(where) not in (None, freq_halve_every(self._spec.eviction)):
             raise ArgumentError(f"{at}: halve_every is a parameter of the table's own policy")
         return program(where)
@@ -204,6 +215,45 @@ class TableUpkeep(TableBase):
         """The pinned keys in ascending order, (n,) int64."""
         return self._pins.copy()
 
+    def promote(self, max_rows: int | None = None) -> PromoteReport:
+        """Let hot rows of the host's memory change places with cold rows of the card's.
+
+        The rows of the host that are hottest, by (freq, step), go to the card; as many of its
+        coldest go the other way, each pair only if that is a gain. Nothing that a call returns
+        depends on it: it is for speed. Call it now and then, say each thousand steps: it reads 16
+        bytes a row, waits for the card, and moves both rows of each pair over the bus. A table that
+        has one home has nothing to promote.
+
+        Parameters
+        ----------
+        max_rows
+            Promote at most so many, the hottest; all that gain by default.
+
+        Returns
+        -------
+        PromoteReport
+            n_promoted, n_card_rows, n_host_rows.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If the card has no memory for the lists; nothing has moved.
+
+        Examples
+        --------
+        >>> import embstore as es
+        >>> table = es.Table(dim=8)
+        >>> for step in range(2000):
+        ...     batch = table.find_or_insert([step % 7, step], step=step)
+        ...     if step % 1000 == 999:
+        ...         report = table.promote(max_rows=1_000_000)
+        >>> report.n_promoted
+        0
+        """
+        limit = check_optional_int("Table.promote", "max_rows", max_rows, 0, INT64_MAX)
+        with self._lock:
+            return self._engine.promote(limit)
+
     plan = _Plan()
 
     def stats(self) -> dict[str, Any]:
@@ -219,6 +269,8 @@ class TableUpkeep(TableBase):
               (evicted between forward and backward), ``n_nonfinite``, ``n_steps_clamped``;
             - ``nbytes``, and its parts ``nbytes_index``, ``nbytes_meta``, ``nbytes_values``,
               ``nbytes_slots``, ``nbytes_bloom``, ``nbytes_other``;
+            - ``nbytes_host``: the bytes among them of rows in pinned memory of the host
+              (`hbm_bytes` of `Table`); 0 of tables that have one home;
             - ``n_cells``, ``n_tombstones``, ``load_factor``: the index;
             - ``bloom_fill`` (part of the cells in use), ``bloom_estimated_fpr``
               (`BloomAdmission.estimated_fpr`), ``bloom_n_added`` (keys first seen since the last
@@ -237,6 +289,7 @@ class TableUpkeep(TableBase):
             **{name: state[name] for name in STATE_NAMES},
             "nbytes": sum(v for name, v in native.items() if name.startswith("nbytes_")),
             **{name: v for name, v in native.items() if name.startswith("nbytes_")},
+            "nbytes_host": native.get("host_bytes", 0),
             "n_cells": native["n_cells"],
             "n_tombstones": native["n_tombstones"],
             "load_factor": n_held / native["n_cells"] if native["n_cells"] else 0.0,

@@ -74,7 +74,7 @@ struct CountRanksArgs {
   const uint32_t* selected;
   uint64_t first_row;
   uint64_t end_row;
-  uint64_t is_by_freq;
+  uint64_t by;       // RankBy
   uint64_t score;    // its first bytes are known,
   uint64_t key;      // then those of the key, its sign turned over
   uint64_t n_known;  // bytes of both
@@ -84,8 +84,8 @@ struct CountRanksArgs {
 EMB_KERNEL(count_selected_ranks, CountRanksArgs) {
   EMB_SHARED(uint32_t, bins, kDigits);
   clear_bins(bins);
-  count_ranks(*a.table, a.selected, RowRange{a.first_row, a.end_row}, a.is_by_freq != 0,
-              Rank{static_cast<uint32_t>(a.score), a.key}, static_cast<uint32_t>(a.n_known), bins);
+  count_ranks(*a.table, a.selected, RowRange{a.first_row, a.end_row}, static_cast<RankBy>(a.by), Rank{a.score, a.key},
+              static_cast<uint32_t>(a.n_known), bins);
   add_bins(bins, a.counts);
 }
 
@@ -93,15 +93,14 @@ struct KeepFirstArgs {
   const TableView* table;
   uint64_t first_row;
   uint64_t end_row;
-  uint64_t is_by_freq;
+  uint64_t by;     // RankBy
   uint64_t score;  // of the last row that is kept
   uint64_t key;    // its sign turned over
   uint32_t* selected;
 };
 
 EMB_KERNEL(keep_first_selected, KeepFirstArgs) {
-  keep_first(*a.table, RowRange{a.first_row, a.end_row}, a.is_by_freq != 0, Rank{static_cast<uint32_t>(a.score), a.key},
-             a.selected);
+  keep_first(*a.table, RowRange{a.first_row, a.end_row}, static_cast<RankBy>(a.by), Rank{a.score, a.key}, a.selected);
 }
 
 struct FindRowCellsArgs {

@@ -90,14 +90,14 @@ EMB_KERNEL(commit_keys, CommitKeysArgs) {
   for (uint64_t u = tile.number(); u < *a.n_unique; u += IndexTile::count()) {
     const KeyToCommit k = {a.keys[u],
                            a.status[u],
-                           a.rows[u],
+                           a.status[u] == kFound ? a.rows[u] : kNoRow,
                            a.before != nullptr ? a.before[u] : 0,
                            a.cells[u],
                            has_counts ? saturated(a.occurrences[u]) : 0,
                            a.ranks[u]};
     if (k.status == kFound && !has_counts) continue;
     const uint32_t row = commit_key(tile, *a.table, k, step);
-    if (tile.lane() == 0) a.rows[u] = row;
+    if (tile.lane() == 0 && k.status != kFound) a.rows[u] = row;
   }
 }
 

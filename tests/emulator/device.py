@@ -18,7 +18,7 @@ import numpy as np
 from embstore.engines.cuda.device import BLOCK_THREADS
 from embstore.errors import OutOfMemoryError
 
-from .build import library
+from .build import library_of_devices
 
 GARBAGE = 0xA5
 RED = 0x5C
@@ -69,6 +69,7 @@ class Allocations:
         self.violations = []
         self._n_bytes = {}  # by address
         self._quarantine = collections.deque()
+        self._n_quarantined = 0  # bytes
         self._lock = threading.RLock()  # a finalizer may run inside any call
 
     def add(self, address, n_bytes):
@@ -84,30 +85,40 @@ class Allocations:
                 self.violations.append(fault)
             whole[:] = FREED
             self._quarantine.append(whole)
+            self._n_quarantined += len(whole)
             self.release(QUARANTINE_BYTES)
 
     def release(self, n_bytes=0):
         """Let all but `n_bytes` leave the quarantine, and look whether it was written to."""
         with self._lock:
-            while sum(len(whole) for whole in self._quarantine) > n_bytes:
+            while self._quarantine and self._n_quarantined > n_bytes:
                 whole = self._quarantine.popleft()
+                self._n_quarantined -= len(whole)
                 if (whole != FREED).any():
                     self.violations.append(f"{len(whole)} bytes were written after they were freed")
 
     def require(self, address, n_bytes):
         """Raise AssertionError unless the bytes lie in one allocation."""
         with self._lock:
-            held = list(self._n_bytes.items())  # a finalizer may change it meanwhile
+            held = self._held()
         room = max((a + n - address for a, n in held if a <= address <= a + n), default=-1)
         if n_bytes > room:
             fault = f"{n_bytes} bytes at {address:#x} are not in one allocation"
             self.violations.append(fault)
             raise AssertionError(fault)
 
+    def _held(self):
+        """All addresses and their bytes; finalizers, which may run at any time, change them."""
+        while True:
+            try:
+                return list(self._n_bytes.items())
+            except RuntimeError:
+                pass
+
     @property
     def n_bytes(self):
         with self._lock:
-            return sum(self._n_bytes.values())
+            return sum(n_bytes for _, n_bytes in self._held())
 
     def __len__(self):
         return len(self._n_bytes)
@@ -234,6 +245,9 @@ class EmulatedQueue:
     def launch(self, kernel, n_threads, args):
         self._device.launch(kernel, n_threads, args)
 
+    def launch_many(self, kernel, n_threads, args, n):
+        self._device.launch_many(kernel, n_threads, args, n)
+
     def is_capturing(self):
         return False
 
@@ -265,13 +279,13 @@ class EmulatedDevice:
     memory_bytes
         The size of the memory; None is without bound.
     emulator
-        An `Emulator`; None is that of `build.library()`.
+        An `Emulator`; None is that of `build.library_of_devices()`.
     """
 
     name = "cuda:0"
 
     def __init__(self, seed=0, max_blocks=4, memory_bytes=None, emulator=None):
-        self.emulator = emulator or Emulator(library())
+        self.emulator = emulator or Emulator(library_of_devices())
         self.max_blocks = max_blocks
         self.memory_bytes = memory_bytes
         self.current_stream = 0
@@ -319,6 +333,18 @@ class EmulatedDevice:
         if self.memory_bytes is not None and self.allocations.n_bytes + n_bytes > self.memory_bytes:
             raise OutOfMemoryError(f"{n_bytes} bytes: the device has {self.memory_bytes} in all")
         return EmulatedMemory(self.allocations, n_bytes, fill)
+
+    def launch_many(self, kernel, n_threads, args, n):
+        """Run a kernel with each of n structs at an address."""
+        n_bytes = self.emulator.kernels()[kernel]
+        self.allocations.require(int(args), n * n_bytes)
+        given = np.empty((n, n_bytes // 8), np.uint64)
+        ctypes.memmove(given.ctypes.data, int(args), given.nbytes)
+        launches = self.launches.copy()
+        for own in given:
+            self.launch(kernel, n_threads, own)
+        self.launches = launches
+        self.launches[kernel] += 1
 
     def launch(self, kernel, n_threads, args):
         self.launches[kernel] += 1

@@ -57,6 +57,7 @@ constexpr uint32_t log_of(uint32_t lanes) { return lanes == 1 ? 0 : 1 + log_of(l
 #define EMB_DEVICE static inline
 #define EMB_METHOD inline
 
+#define EMB_KERNEL_RESIDENT(name, Args, resident) EMB_KERNEL(name, Args)
 #define EMB_KERNEL(name, Args)                                                                          \
   static_assert(sizeof(Args) % 8 == 0, "fields of 8 bytes each");                                       \
   static void name(const Args a);                                                                       \

@@ -1,7 +1,7 @@
 """A device whose streams run when somebody waits, in an order drawn by a seed.
 
-What no event orders may happen in any order: a wait that the engine forgot shows as a wrong result, as
-a write to freed memory, or as streams that wait for each other.
+What no event orders may happen in any order: a wait that the engine forgot shows as a wrong
+result, as a write to freed memory, or as streams that wait for each other.
 """
 
 import collections
@@ -87,6 +87,9 @@ class LazyQueue(EmulatedQueue):
     def launch(self, kernel, n_threads, args):
         copied = np.array(args)
         self.push(lambda: EmulatedQueue.launch(self, kernel, n_threads, copied))
+
+    def launch_many(self, kernel, n_threads, args, n):
+        self.push(lambda: EmulatedQueue.launch_many(self, kernel, n_threads, args, n))
 
     def record(self):
         event = LazyEvent(self._device, self.graph)

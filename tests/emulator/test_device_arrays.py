@@ -1,50 +1,11 @@
 """Arrays of a card go in and out without copies, on streams, and nothing waits."""
 
-import gc
-
 import numpy as np
 import pytest
-from emulator.streams import LazyDevice
+from emulator.card_kit import DIM, STREAMS, get, put, table_on
 from property.pair import assert_same_rows, exported
 
 import embstore as es
-from embstore.engines.cuda import status
-
-DIM = 8
-STREAMS = [0, *range(100, 110)]  # 1 and 2 are other names of the default stream
-
-
-@pytest.fixture(params=range(4), ids="order{}".format)
-def card(request, monkeypatch):
-    """A device whose streams run in an order of their own."""
-    device = LazyDevice(order=request.param)
-    monkeypatch.setattr(status, "PROVIDER", lambda name: device)
-    yield device
-    gc.collect()
-    device.finish()
-    device.allocations.release()
-    assert device.violations == []
-
-
-def put(card, values, stream=0):
-    """Return an array of the card, made on a stream."""
-    values = np.asarray(values)
-    queue = card.queue(stream)
-    array = card.new_array(values.shape, values.dtype, queue)
-    if values.nbytes:
-        queue.upload(array.memory.address, np.ascontiguousarray(values))
-    return array
-
-
-def get(card, array):
-    """Return an array of the card as numpy's, after all work."""
-    card.finish()
-    return array.numpy().copy()
-
-
-def table_on(device, **more):
-    given = {"optimizer": es.Adam(lr=0.1), "initializer": es.Normal(std=0.5), "hash_seed": 1}
-    return es.Table(DIM, device=device, **{**given, **more})
 
 
 def steps(n_steps=6, n=300, n_keys=2000):
@@ -259,13 +220,10 @@ def test_bad_arrays_are_refused(card):
 class Strided:
     """An array that is not contiguous."""
 
-    __cuda_array_interface__ = {
-        "version": 3,
-        "shape": (3,),
-        "typestr": "<i8",
-        "data": (256, False),
-        "strides": (16,),
-    }
+    @property
+    def __cuda_array_interface__(self):
+        data = (256, False)
+        return {"version": 3, "shape": (3,), "typestr": "<i8", "data": data, "strides": (16,)}
 
 
 def test_strided_arrays_are_refused(card):

@@ -14,7 +14,7 @@ from reference.eviction import is_evictable
 from reference.floats import from_bits16
 
 from embstore.engines.cuda import evict, upkeep
-from embstore.engines.cuda.evict import Deadline, EvictCall, Keys, Selection
+from embstore.engines.cuda.evict import Deadline, EvictCall, Keys, RankBy, Selection
 from embstore.engines.cuda.row_bits import RowList, list_set
 from embstore.engines.cuda.transfer import RowColumns, RowReader
 from embstore.engines.native import native_predicates
@@ -187,7 +187,7 @@ def test_keep_first(card, n, is_by_freq):
     metas, live = table.metas(), table.set_of("live")
     selection = Selection(card.launcher, table.device_table)
     selection.select_live()
-    selection.keep_first(n, is_by_freq)
+    selection.keep_first(n, RankBy(is_by_freq))
     score = metas["freq" if is_by_freq else "step"][live]
     order = np.lexsort((metas["key"][live].view(np.int64), score))
     assert np.array_equal(selected_rows(card, selection), np.sort(live[order[:n]]))
@@ -203,7 +203,7 @@ def test_keep_first_of_keys_that_differ_in_their_last_byte(card):
         for n in range(7):
             selection = Selection(card.launcher, table.device_table)
             selection.select_live()
-            selection.keep_first(n, is_by_freq=True)
+            selection.keep_first(n, RankBy.FREQ)
             order = np.argsort(metas["key"][:6].view(np.int64))
             assert np.array_equal(selected_rows(card, selection), np.sort(order[:n]))
 
@@ -213,7 +213,7 @@ def test_more_than_there_are_is_an_error():
     selection = Selection(table.card.launcher, table.device_table)
     selection.select_live()
     with pytest.raises(InternalError, match="7 rows were to be chosen of 6"):
-        selection.keep_first(7, is_by_freq=False)
+        selection.keep_first(7, RankBy.STEP)
 
 
 @pytest.mark.parametrize("n", [0, 3, 30, 1000])

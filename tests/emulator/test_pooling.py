@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from emulator.kit import NO_ROW, SEEDS, Card, HandTable, Shape, same_bits
+from reference.floats import narrow
 from reference.pooling import pool as expected_pool
 
 from embstore import SGD
@@ -36,7 +37,8 @@ def pooled(card, sizes, dim, dtype="float32", mode="sum", is_weighted=False, by_
         rows = card.put(ids, np.uint32)
     where = (card.put(offsets), len(sizes), MODES[mode], out, dim)
     pool(card.launcher, table.view, rows, *where, **given)
-    values = np.where((keys < 20)[:, None], table.values[np.minimum(keys, 19)], default)
+    absent = narrow(default, dtype)
+    values = np.where((keys < 20)[:, None], table.values[np.minimum(keys, 19)], absent)
     expected = expected_pool(values, offsets, mode, weights)[0]
     return card.get(out, expected.shape, np.float32), expected
 

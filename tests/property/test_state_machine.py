@@ -24,9 +24,12 @@ WHERE = st.sampled_from(
 class TableMachine(RuleBasedStateMachine):
     """A table, its model, and the verbs to tell both."""
 
+    engine = "cpu"
+
     @initialize(data=st.data())
     def make(self, data):
-        self.pair = Pair(**config_of(lambda options: data.draw(st.sampled_from(options))))
+        config = config_of(lambda options: data.draw(st.sampled_from(options)))
+        self.pair = Pair(self.engine, **config)
         self.step = 0
 
     def at(self, jump, back):

@@ -86,7 +86,7 @@ class Distinct:
         )
 
     def look_up(self, launcher: Launcher, view: int, admits: int) -> None:
-        """Find rows and candidates of the keys, and decide what becomes of those that are absent."""
+        """Find rows and candidates of the keys, and decide what becomes of the absent ones."""
         n = self.n
         self.before = launcher.scratch("before", 4 * n)
         self.cells = launcher.scratch("cells", 8 * n)

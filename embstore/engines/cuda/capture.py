@@ -1,9 +1,9 @@
 """Calls that are captured in a CUDA graph, and what a replay of it needs; docs/gpu.md.
 
-1. What a captured call uses of scratch memory is that of a launcher of its own, which lives as long as
-   the table: a graph stays good whatever is called later.
-2. What changes from replay to replay (step, training step, rates) stands in `Now`, in the device's
-   memory; what grows, behind the descriptor, whose address stays.
+1. What a captured call uses of scratch memory is that of a launcher of its own, which lives as long
+   as the table: a graph stays good whatever is called later.
+2. What changes from replay to replay (step, training step, rates) stands in `Now`, in the memory
+   of the device; what grows, behind the descriptor, whose address stays.
 3. A replay is framed by `replaying`: it does what is due, sees to room, and orders the streams.
 """
 
@@ -25,6 +25,11 @@ class CudaCapture(CudaCore):
         with self._entered():
             if self._capture is not None:
                 raise ArgumentError(f"{self._where}: capturing() is inside another")
+            if self._config["collect_evicted"]:
+                raise ArgumentError(
+                    f"{self._where}: capturing: on_evict gets rows that the host reads after "
+                    f"every call, which a graph cannot do"
+                )
             capture = Capture(self._launcher.queue)
         self._captures.append(capture)
         self._capture = capture
@@ -65,7 +70,7 @@ class CudaCapture(CudaCore):
     def _make_room_for_replay(self) -> None:
         """See to it that all keys of a replay could be new."""
         n, max_rows, storage = self._n_captured, self._spec.max_rows, self._storage
-        self._check_data(self._numbers)
+        self._check_late()
         if not self._surely_fits(n):
             counters = self._counters()
             if max_rows is not None and counters.n_live + n > max_rows:

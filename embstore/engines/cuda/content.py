@@ -171,6 +171,7 @@ class CudaContent(CudaInserting):
                 "n_tombstones": 0,
                 "n_cells": LINE_CELLS * storage.n_lines,
                 **by_use,
+                "host_bytes": storage.chunks.host_bytes,
                 "bloom_cells": n_bits // max(1, self._config["bloom_cell_bits"]),
                 "bloom_cells_used": used,
             }

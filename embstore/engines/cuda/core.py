@@ -1,4 +1,4 @@
-"""What all verbs of a CUDA table share: its lock, memory, clock and counters, and arrays that cross.
+"""What all verbs of a CUDA table share: lock, memory, clock and counters, and arrays that cross.
 
 1. A call of a table is queued whole under its lock. Writers work on the table's own stream, which
    waits for the caller's, and the caller's for it; readers work on the caller's, after all writers
@@ -22,6 +22,7 @@ from embstore.engines.cuda.batch import MOST_KEYS, Distinct
 from embstore.engines.cuda.bounds import Bounds
 from embstore.engines.cuda.clock import BASE_KEPT, BASE_SPAN, Clock
 from embstore.engines.cuda.device import Device, Event, Queue
+from embstore.engines.cuda.fused import Recorder
 from embstore.engines.cuda.launch import KeepingLauncher, Launcher
 from embstore.engines.cuda.row_bits import DeviceTable, RowList
 from embstore.engines.cuda.snapshot import Cut
@@ -73,7 +74,12 @@ class CudaCore:
     """State of a table on a device, and what its verbs are made of."""
 
     def __init__(
-        self, spec: TableSpec, device: Device, hash_seed: int, collect_evicted: bool
+        self,
+        spec: TableSpec,
+        device: Device,
+        hash_seed: int,
+        collect_evicted: bool,
+        hbm_bytes: int | None = None,
     ) -> None:
         self._spec = spec
         self._where = f"table {spec.name!r}"
@@ -83,6 +89,9 @@ class CudaCore:
         self._lock = threading.RLock()
         self._is_closed = False
         self._strict = False
+        self._is_fused = False  # what is queued now is recorded, in a call over many tables
+        self._read_recorder: Recorder | None = None
+        self._has_late = False  # calls that were not waited for may have gone wrong
         self._depth = 0  # calls of this thread that are inside each other
         self._last_call: Event | None = None
         self._readers: dict[int, tuple[Launcher, Event | None]] = {}
@@ -93,7 +102,7 @@ class CudaCore:
         self._is_captured = False  # this call
         self._n_captured = 0  # keys of captured inserts, of one replay
         self._now = self._launcher.alloc(8 * len(kernels.struct_fields("Now")))
-        self._storage = Storage(spec, device, self._launcher, self._config)
+        self._storage = Storage(spec, device, self._launcher, self._config, hbm_bytes)
         self._clock = Clock.at_birth(self._config)
         self._numbers = Counters()
         self._pins = np.empty(0, np.int64)
@@ -275,8 +284,21 @@ class CudaCore:
             is_home = queue.handle == self._launcher.queue.handle
             if self._last_call is not None and not is_home:
                 queue.wait_for(self._last_call)
-            yield launcher
-            self._readers[queue.handle] = (launcher, queue.record())
+            recorder = self._read_recorder
+            if recorder is None:
+                yield launcher
+                self._readers[queue.handle] = (launcher, queue.record())
+                return
+            self._readers[queue.handle] = (launcher, None)  # whoever runs it leaves the mark
+            launcher.queue = recorder
+            try:
+                yield launcher
+            finally:
+                launcher.queue = queue
+
+    def _reader_of(self, handle: int) -> Launcher:
+        """Return the launcher of the reads on a stream."""
+        return self._readers[handle][0]
 
     def close(self) -> None:
         """Give the memory back, as soon as no other thread is inside a call."""
@@ -331,7 +353,13 @@ class CudaCore:
         with self._entered():
             self._check_data(self._counters())
 
+    def _check_late(self) -> None:
+        """Check, unless all calls since the last time have waited."""
+        if self._has_late:
+            self._check_data(self._counters())
+
     def _check_data(self, counters: Counters) -> None:
+        self._has_late = False
         if counters.n_bad_calls:
             self._storage.upload_counters(n_bad_calls=0)
             key = np.array([counters.bad_key], np.uint64).view(np.int64)[0]

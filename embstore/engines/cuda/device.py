@@ -1,9 +1,9 @@
 """The seam between the CUDA engine and a machine: memory, copies, launches and events.
 
-Two kinds of device stand behind it, one of CuPy and one that emulates a card on the CPU (tests); the
-engine knows neither. A `Queue` is a stream: what it is told happens in that order, and nothing here
-waits for it but `download` and `synchronize`. Memory is freed when the last reference to it goes; its
-device keeps it until queued work is done.
+Two kinds of device stand behind it, one of CuPy and one that emulates a card on the CPU (tests);
+the engine knows neither. A `Queue` is a stream: what it is told happens in that order, and nothing
+here waits for it but `download` and `synchronize`. Memory is freed when the last reference to it
+goes; its device keeps it until what was queued on its own queue is done.
 """
 
 from typing import Any, Protocol
@@ -88,6 +88,13 @@ class Queue(Protocol):
 
         A device bounds the number of blocks: kernels stride over their work by the grid. `args` are
         the fields of the kernel's argument struct, each of 8 bytes.
+        """
+        ...
+
+    def launch_many(self, kernel: str, n_threads: int, args: int, n: int) -> None:
+        """Run a kernel n times side by side, each with the same number of blocks.
+
+        `args` is the address of n argument structs, one after another, in the device's memory.
         """
         ...
 

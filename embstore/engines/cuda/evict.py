@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -28,10 +29,24 @@ PREDICATE = np.dtype(
         "itemsize": 24,
     }
 )
-RANK_BYTES = 12  # of a row's score, then of its key
+RANK_BYTES = 16  # of a row's score, then of its key
 BLOCK_ROWS = 4096  # a bounded call does that much at least
 MOST_BLOCK_ROWS = 1 << 22  # between two looks at the clock
 REMOVAL_S = 5e-9  # of one row, about
+
+
+class RankBy(IntEnum):
+    """By what rows are ordered, and then by key; heat is freq, then step."""
+
+    STEP = 0
+    FREQ = 1
+    COLDEST = 2
+    HOTTEST = 3
+
+    @property
+    def first_byte(self) -> int:
+        """The first byte of a rank that may differ: scores by step or freq have the low four."""
+        return 4 if self in (RankBy.STEP, RankBy.FREQ) else 0
 
 
 class Program(NamedTuple):
@@ -95,6 +110,18 @@ class Selection:
         self._bits = launcher.scratch("selected rows", set_bytes(table.n_ids))
         self._counts = launcher.scratch("selection counts", 16)
         launcher.queue.fill(self._counts, 0, 16)
+
+    @classmethod
+    def of_set(cls, launcher: Launcher, table: DeviceTable, bits: int) -> "Selection":
+        """Return a selection of all ids that lies in a set of the caller's."""
+        selection = cls(launcher, table)
+        selection._bits, selection.end_row = bits, table.n_ids
+        return selection
+
+    @property
+    def bits(self) -> int:
+        """Address of the set."""
+        return self._bits
 
     def _range(self) -> dict[str, int]:
         return {"first_row": self.first_row, "end_row": self.end_row}
@@ -167,29 +194,34 @@ class Selection:
         self._launcher.queue.download(self._counts, out)
         return Counts(int(out[0]), int(out[1]))
 
-    def keep_first(self, n: int, is_by_freq: bool) -> None:
-        """Keep the n rows that come first by (step or freq, key), n of at least as many."""
+    def keep_first(self, n: int, by: RankBy) -> int:
+        """Keep the n rows that come first by their rank, n of at least as many.
+
+        Return a number of 16 bytes, score and key: the ranks of those n are not beyond it.
+        """
         if n == 0:
             at = self._bits + self.first_row // WORD_ROWS * 4
             self._launcher.queue.fill(at, 0, set_bytes(self.end_row - self.first_row))
-            return
-        score, key = divmod(self._nth_rank(n, is_by_freq), 1 << 64)
+            return 0
+        limit = self._nth_rank(n, by)
+        score, key = divmod(limit, 1 << 64)
         self._launcher.run(
             "keep_first_selected",
             self.end_row - self.first_row,
             table=self._table.view,
             **self._range(),
-            is_by_freq=is_by_freq,
+            by=by,
             score=score,
             key=key,
             selected=self._bits,
         )
+        return limit
 
-    def _nth_rank(self, n: int, is_by_freq: bool) -> int:
-        """Return a number of 12 bytes; the ranks of n rows are not beyond it."""
+    def _nth_rank(self, n: int, by: RankBy) -> int:
+        """Return a number of 16 bytes; the ranks of n rows are not beyond it."""
         known, left = 0, n
-        for place in range(RANK_BYTES):
-            counts = self._count_ranks(known, place, is_by_freq)
+        for place in range(by.first_byte, RANK_BYTES):
+            counts = self._count_ranks(known, place, by)
             upto = np.cumsum(counts)
             byte = int(np.searchsorted(upto, left))
             if byte == len(counts):
@@ -202,7 +234,7 @@ class Selection:
         return known
 
     def _count_ranks(
-        self, known: int, n_known: int, is_by_freq: bool
+        self, known: int, n_known: int, by: RankBy
     ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Return how many rows have each value of the byte after the known ones."""
         counts = self._launcher.scratch("rank counts", 8 * 256)
@@ -213,7 +245,7 @@ class Selection:
             table=self._table.view,
             selected=self._bits,
             **self._range(),
-            is_by_freq=is_by_freq,
+            by=by,
             score=known >> 64,
             key=known & 0xFFFFFFFFFFFFFFFF,
             n_known=n_known,
@@ -248,7 +280,7 @@ def select_for_room(
     selection.spare_keys(pins)
     n_selected = selection.counts().n_selected
     if n < n_selected:
-        selection.keep_first(n, is_by_freq)
+        selection.keep_first(n, RankBy.FREQ if is_by_freq else RankBy.STEP)
     return selection, min(n, n_selected)
 
 
@@ -355,7 +387,7 @@ def evict(
     n_most = n_spare if call.max_rows is None else min(call.max_rows, n_spare)
     n_victims = min(n_most, n_selected)
     if n_victims < n_selected:
-        selection.keep_first(n_victims, is_by_freq=False)
+        selection.keep_first(n_victims, RankBy.STEP)
     if n_victims == 0 or (call.is_dry_run and reader is None):
         n_evicted, next_row, rows = 0, selection.end_row, []
     else:

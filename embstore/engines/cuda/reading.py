@@ -10,6 +10,7 @@ from embstore.engines import native
 from embstore.engines.cuda import pooling
 from embstore.engines.cuda.core import DTYPE_NUMBERS, CudaCore, floats_at, keys_at
 from embstore.engines.cuda.device import Memory, Queue
+from embstore.engines.cuda.fused import give
 from embstore.engines.cuda.launch import Launcher
 from embstore.engines.device_arrays import DeviceArray
 from embstore.engines.engine import Keys, Part
@@ -63,25 +64,42 @@ class CudaReading(CudaCore):
             if missing == "raise":
                 first_missing = launcher.alloc(8)
                 launcher.queue.fill(first_missing.address, 0xFF, 8)
+            keys_address = keys_at(launcher, "find_keys", keys)
             rows = outputs["out"]
-            launcher.run(
-                "find_rows",
-                8 * n,
-                table=self._storage.view,
-                keys=keys_at(launcher, "find_keys", keys),
-                n=n,
-                out_dtype=0 if rows is None else DTYPE_NUMBERS[rows.dtype],
-                missing=native.MISSING[missing],
-                rows=0,
-                first_missing=0 if first_missing is None else first_missing.address,
-                **dict.fromkeys(outputs, 0) | at,
-            )
-            queue = launcher.queue
+            if first_missing is None and self._is_plain(missing, given, at):
+                launcher.run(
+                    "find_plain_rows",
+                    8 * n,
+                    table=self._storage.view,
+                    keys=keys_address,
+                    n=n,
+                    out=at["out"],
+                )
+            else:
+                launcher.run(
+                    "find_rows",
+                    8 * n,
+                    table=self._storage.view,
+                    keys=keys_address,
+                    n=n,
+                    out_dtype=0 if rows is None else DTYPE_NUMBERS[rows.dtype],
+                    missing=native.MISSING[missing],
+                    rows=0,
+                    first_missing=0 if first_missing is None else first_missing.address,
+                    **dict.fromkeys(outputs, 0) | at,
+                )
+            queue = launcher.queue  # or what records for it
         if first_missing is not None:
             self._check_all_found(queue, first_missing, keys)
         for name, memory in late.items():
             if given[name].nbytes:
-                queue.download(memory.address, given[name])
+                give(queue, memory.address, given[name], memory)
+
+    def _is_plain(self, missing: str, given: dict[str, NDArray[Any]], at: dict[str, int]) -> bool:
+        """Return whether rows alone are wanted, which can be copied 16 bytes at a time."""
+        spec = self._spec
+        is_wide = spec.dtype == "float32" and spec.dim % 4 == 0
+        return missing == "default" and given.keys() == {"out"} and is_wide and at["out"] % 16 == 0
 
     def _check_all_found(self, queue: Queue, first_missing: Memory, keys: Keys) -> None:
         position = np.empty(1, np.uint64)
@@ -131,7 +149,7 @@ class CudaReading(CudaCore):
             late = self._pool(launcher, part, rows, 0)
             queue = launcher.queue
         if late is not None:
-            queue.download(late.address, part.rows)
+            give(queue, late.address, part.rows, late)
 
     def _pool(self, launcher: Launcher, part: Part, rows: int, inverse: int) -> Memory | None:
         """Pool rows into those of a part; return where they are if they go to the host."""

@@ -1,8 +1,8 @@
 """A CUDA table as of one moment, for a save beside writers; include/embstore/cuda/snapshot.h.
 
 1. The cut fixes which rows are of it, their order, the candidates, the filter and the clock; rows
-   themselves are copied into a log of pinned memory before they change. What the log cannot hold goes
-   to a file.
+   themselves are copied into a log of pinned memory before they change. What the log cannot hold
+   goes to a file.
 2. Nothing here fails a writer: without memory, or with a full disk, the snapshot is lost, and its
    reader is told.
 3. All but `end` waits for the table's lock; one thread reads, and another may end it.
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from embstore import _core
 from embstore.engines import kernels
+from embstore.engines.cuda.chunks import META_BYTES
 from embstore.engines.cuda.device import Memory, PinnedMemory
 from embstore.engines.cuda.launch import packed
-from embstore.engines.cuda.storage import META_BYTES, Counters
+from embstore.engines.cuda.storage import Counters, TakenLog
 from embstore.engines.cuda.transfer import CandidateOrder, FileOrder, deleted_keys, select_set
 from embstore.engines.types import Candidates
 from embstore.errors import ArgumentError, CheckpointError, ClosedTableError, OutOfMemoryError
@@ -33,7 +34,7 @@ LEAST_IMAGES = 1024  # that the log has room for, however small it was asked to 
 class RowImages:
     """The log: images of rows in pinned memory, and those that were drained to a file.
 
-    Image number i lies in memory at i - `n_drained`. There is room for `n_most`, and `n_kept` may stay.
+    Image number i lies in memory at i - `n_drained`. There is room for `n_most`; `n_kept` may stay.
     """
 
     def __init__(self, engine: "CudaCore", n_rows: int, log_bytes: int, file: int) -> None:
@@ -83,7 +84,6 @@ class Cut:
     ) -> None:
         self.engine, self.n_ids, self.n_rows = engine, n_ids, n_rows
         self.launcher, self.storage = engine._launcher, engine._storage
-        queue = self.launcher.queue
         n_words = max(1, -(-n_ids // 32))
         self._names = kernels.struct_fields("CutView")
         self._view: Memory = self.launcher.alloc(8 * len(self._names))
@@ -96,6 +96,7 @@ class Cut:
         self.errno = 0
         self.is_detached = False  # the rows are this snapshot's alone
         self.side_bytes = 0  # of what else the snapshot holds
+        self.taken: TakenLog | None = None  # the change log that ended with the cut
 
     @property
     def view(self) -> int:
@@ -243,7 +244,7 @@ class CudaSnapshot:
             )
         self._bloom = self._take_bloom()
         self.cut.side_bytes = self._order.n_bytes + (self._bloom.n_bytes if self._bloom else 0)
-        self._taken = engine._take_log()  # the last that may fail
+        self._taken = self.cut.taken = engine._take_log()  # the last that may fail
 
     def _take_rows(
         self, engine: "CudaCore", counters: Counters, is_delta: bool, log: tuple[int, int]

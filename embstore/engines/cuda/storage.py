@@ -1,68 +1,45 @@
 """The memory of a table on a device: its descriptor, counters, index and rows, and how they grow.
 
 1. The host owns all memory; kernels borrow it by the descriptor, whose address never changes.
-2. Rows lie in chunks. The first grows by copying until it is full; after that chunks are added, so
-   that the addresses of full ones stay.
-3. Growing changes no row and no count. What was there is freed in the queue's order.
+2. Rows lie in chunks (chunks.py), of which some may be in pinned memory of the host; all else is on
+   the card.
+3. Growing changes no row and no count, and nothing at all if it raises. What was there is freed in
+   the queue's order.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from embstore.engines import kernels, native
-from embstore.engines.cuda.device import Device, Memory
+from embstore.engines.cuda.chunks import (
+    META_BYTES,
+    RowChunks,
+    RowShape,
+    chunk_shift_for,
+    list_bytes_for,
+    round_up,
+)
+from embstore.engines.cuda.device import Device, Memory, Queue
 from embstore.engines.cuda.launch import Launcher, packed
 from embstore.engines.spec import N_PARTITIONS, TableSpec
 from embstore.engines.types import PlanReport
 from embstore.errors import OutOfMemoryError
 
-CHUNK_BYTES = 64 << 20  # of rows
-FIRST_ROWS = 64
-META_BYTES = 16
 LINE_BYTES = 128
 LINE_CELLS = 10
 FIRST_LINES = 8
 MOST_ROWS = 0xC0000000 - 3  # kMaxRows of core/types.h
 MOST_LOAD, GROWN_LOAD = 0.8, 0.5  # of the index: when it grows, and afterwards
-FIRST_CHUNKS = 16  # that there are addresses for
+CACHE_PERCENT = 95  # of the cells of a cache have rows when it is full
 
 
-def round_up(n: int, unit: int) -> int:
-    """Return the least multiple of `unit` that is at least n."""
-    return -(-n // unit) * unit
-
-
-class RowShape(NamedTuple):
-    """Where values and slots lie in a row, and rows in chunks."""
-
-    slots_at: int
-    row_bytes: int
-    chunk_shift: int
-
-    @property
-    def chunk_rows(self) -> int:
-        """Rows of a full chunk."""
-        return 1 << self.chunk_shift
-
-    def capacity_for(self, n_rows: int) -> int:
-        """Return the rows that there is memory for, once n have been asked for."""
-        if n_rows > self.chunk_rows:
-            return round_up(n_rows, self.chunk_rows)
-        capacity = min(FIRST_ROWS, self.chunk_rows)
-        while capacity < n_rows:
-            capacity *= 2
-        return capacity
-
-
-def row_shape(spec: TableSpec) -> RowShape:
+def row_shape(spec: TableSpec, hbm_bytes: int | None = None) -> RowShape:
     """Return the shape of a table's rows: values, then slots, each at a multiple of 16 bytes."""
     slots_at = round_up(spec.dim * spec.stored_dtype.itemsize, 16)
     row_bytes = round_up(slots_at + 4 * spec.slot_floats, 16)
-    shift = 5
-    while (row_bytes << (shift + 1)) <= CHUNK_BYTES:
-        shift += 1
-    return RowShape(slots_at, row_bytes, shift)
+    return RowShape(slots_at, row_bytes, chunk_shift_for(row_bytes, hbm_bytes))
 
 
 def lines_for(n_cells: int) -> int:
@@ -75,17 +52,37 @@ def has_room(n_lines: int, n_cells: int) -> bool:
     return n_cells <= n_lines * LINE_CELLS * MOST_LOAD
 
 
+def cache_lines(max_rows: int) -> int:
+    """Return the buckets of a cache."""
+    return max(1, -(-max_rows * 100 // (CACHE_PERCENT * LINE_CELLS)))
+
+
 def side_rows_for(capacity: int) -> int:
     """Return the rows that bitmaps and the list of free ids are made for."""
     return round_up(capacity + capacity // 2, 1024)
 
 
-class TakenLog(NamedTuple):
-    """A change log that ended: its set of rows, for so many ids, and its removed keys."""
+@dataclass
+class TakenLog:
+    """A change log that ended: its set of rows, for so many ids, and its removed keys.
+
+    Whoever swaps rows meanwhile swaps their bits in it too.
+    """
 
     dirty: Memory | None
     n_rows: int
     removed: Memory
+
+    def cover(self, queue: Queue, n_rows: int) -> int:
+        """Return the address of the set, with room for at least n ids; 0 if there is none."""
+        if self.dirty is None:
+            return 0
+        if n_rows > self.n_rows:
+            memory = queue.alloc(n_rows // 8)
+            queue.fill(memory.address, 0, n_rows // 8)
+            queue.copy(memory.address, self.dirty.address, self.n_rows // 8)
+            self.dirty, self.n_rows = memory, n_rows
+        return self.dirty.address
 
 
 class Counters:
@@ -111,23 +108,25 @@ class Storage:
     """One table's memory. Belongs to whoever holds the engine's lock."""
 
     def __init__(
-        self, spec: TableSpec, device: Device, launcher: Launcher, config: dict[str, Any]
+        self,
+        spec: TableSpec,
+        device: Device,
+        launcher: Launcher,
+        config: dict[str, Any],
+        hbm_bytes: int | None = None,
     ) -> None:
         self.spec = spec
         self.device = device
         self.launcher = launcher
-        self.shape = row_shape(spec)
-        self.row_capacity = 0
+        self.hbm_bytes = hbm_bytes
+        self.shape = row_shape(spec, hbm_bytes)
+        self.chunks = RowChunks(launcher, device, self.shape, hbm_bytes)
         self.n_lines = 0
-        self._row_chunks: list[Memory] = []
-        self._meta_chunks: list[Memory] = []
-        self._chunk_rows: list[int] = []
         alloc = launcher.alloc
         self._names = kernels.struct_fields("TableView")
         self._descriptor = alloc(8 * len(self._names))
         self._counters = alloc(self.counters_bytes)
         launcher.queue.fill(self._counters.address, 0, self.counters_bytes)
-        self._chunk_table = alloc(2 * 8 * FIRST_CHUNKS)
         self._default_row = alloc(4 * spec.dim)
         default = spec.default_values()
         launcher.queue.upload(
@@ -137,7 +136,11 @@ class Storage:
         self.bloom_bytes = N_PARTITIONS * spec.bloom_bytes
         self._bloom = alloc(max(self.bloom_bytes, 1))
         launcher.queue.fill(self._bloom.address, 0, max(self.bloom_bytes, 1))
-        self._lines = self._new_lines(FIRST_LINES)
+        self._first_lines = FIRST_LINES
+        if spec.is_cache:
+            assert spec.max_rows is not None
+            self._first_lines = cache_lines(spec.max_rows)
+        self._lines = self._new_lines(self._first_lines)
         self._side: dict[str, Memory] = {}
         self._side_rows = 0
         self._removed = alloc(8)
@@ -145,8 +148,7 @@ class Storage:
         self._config = config
         self._derived = self._derive(config)
         self._fields = self._constants(config)
-        self.reserve_rows(1)
-        self.write_descriptor()
+        self.reserve_rows(spec.max_rows or 1 if spec.is_cache else 1)
 
     # ---- the descriptor
 
@@ -209,6 +211,7 @@ class Storage:
             "n_slots": self._derived["n_slots"],
             **self.shape._asdict(),
             "default_row": self._default_row.address,
+            "is_cache": self.spec.is_cache,
             **self.hash_fields,
             "init_kind": config["init_kind"],
             "init_a": config["init_a"],
@@ -248,10 +251,9 @@ class Storage:
     def write_descriptor(self) -> None:
         """Write the descriptor anew, in the queue's order."""
         tracked = self.spec.track_changes
-        chunks = self._chunk_table
         fields = self._fields | {
-            "row_chunks": chunks.address,
-            "meta_chunks": chunks.address + chunks.n_bytes // 2,
+            "row_chunks": self.chunks.rows_address,
+            "meta_chunks": self.chunks.metas_address,
             "live": self._side["live"].address,
             "dirty": self._side["dirty"].address if tracked else 0,
             "free_rows": self._side["free_rows"].address,
@@ -277,66 +279,48 @@ class Storage:
 
     # ---- rows
 
+    @property
+    def row_capacity(self) -> int:
+        """Rows that there is memory for."""
+        return self.chunks.n_rows
+
     def reserve_rows(self, n_ids: int) -> bool:
-        """Make room for so many row ids; return whether anything grew."""
+        """Make room for so many row ids; return whether anything grew.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If the card, or the host, has no memory left; nothing has changed.
+        """
         if n_ids <= self.row_capacity:
             return False
         if n_ids > MOST_ROWS:
             raise OutOfMemoryError(f"table {self.spec.name!r}: at most {MOST_ROWS} rows")
-        capacity = self.shape.capacity_for(n_ids)
-        self._grow_chunks(capacity)
-        if capacity > self._side_rows:
-            self._grow_side(side_rows_for(capacity))
-        self.row_capacity = capacity
+        capacity, n_side = self.shape.capacity_for(n_ids), self._side_rows
+        side = self._side
+        if capacity > n_side:
+            n_side = side_rows_for(capacity)
+            side = self._larger_side(n_side)
+        self.chunks.grow(capacity)
+        self._side, self._side_rows = side, n_side
+        self.write_descriptor()
         return True
 
-    def _grow_chunks(self, capacity: int) -> None:
-        queue, chunk_rows = self.launcher.queue, self.shape.chunk_rows
-        while sum(self._chunk_rows) < capacity:
-            is_last_partial = bool(self._chunk_rows) and self._chunk_rows[-1] < chunk_rows
-            if is_last_partial:
-                n_old = self._chunk_rows[-1]
-                n_new = min(capacity, chunk_rows)
-                rows = self.launcher.alloc(n_new * self.shape.row_bytes)
-                metas = self.launcher.alloc(n_new * META_BYTES)
-                old_rows, old_metas = self._row_chunks[-1], self._meta_chunks[-1]
-                queue.copy(rows.address, old_rows.address, n_old * self.shape.row_bytes)
-                queue.copy(metas.address, old_metas.address, n_old * META_BYTES)
-                self._row_chunks[-1], self._meta_chunks[-1] = rows, metas
-                self._chunk_rows[-1] = n_new
-                continue
-            n_new = min(capacity - sum(self._chunk_rows), chunk_rows)
-            rows = self.launcher.alloc(n_new * self.shape.row_bytes)
-            metas = self.launcher.alloc(n_new * META_BYTES)
-            self._row_chunks.append(rows)
-            self._meta_chunks.append(metas)
-            self._chunk_rows.append(n_new)
-        if 2 * 8 * len(self._row_chunks) > self._chunk_table.n_bytes:
-            self._chunk_table = self.launcher.alloc(2 * self._chunk_table.n_bytes)
-        halves = (
-            (self._row_chunks, self._chunk_table.address),
-            (
-                self._meta_chunks,
-                self._chunk_table.address + self._chunk_table.n_bytes // 2,
-            ),
-        )
-        for chunks, at in halves:
-            queue.upload(at, np.array([memory.address for memory in chunks], np.uint64))
-
-    def _grow_side(self, n_rows: int) -> None:
-        """Move bitmaps and free ids into memory for n rows; new bits are zero."""
+    def _larger_side(self, n_rows: int) -> dict[str, Memory]:
+        """Return bitmaps and free ids in memory for n rows; new bits are zero."""
         queue = self.launcher.queue
         sizes = {"live": n_rows // 8, "free_rows": 4 * n_rows}
         if self.spec.track_changes:
             sizes["dirty"] = n_rows // 8
+        side = {}
         for name, n_bytes in sizes.items():
             memory = self.launcher.alloc(n_bytes)
             queue.fill(memory.address, 0, n_bytes)
             old = self._side.get(name)
             if old is not None:
                 queue.copy(memory.address, old.address, min(old.n_bytes, n_bytes))
-            self._side[name] = memory
-        self._side_rows = n_rows
+            side[name] = memory
+        return side
 
     def reserve_removed(self, n_keys: int, n_held: int) -> bool:
         """Make room for so many removed keys in the change log, which holds `n_held`."""
@@ -347,6 +331,16 @@ class Storage:
         self.launcher.queue.copy(memory.address, self._removed.address, 8 * n_held)
         self._removed, self._removed_capacity = memory, capacity
         return True
+
+    @property
+    def removed_capacity(self) -> int:
+        """Removed keys that the change log has room for."""
+        return self._removed_capacity
+
+    @property
+    def side_rows(self) -> int:
+        """Row ids that bitmaps are made for, a multiple of 1024."""
+        return self._side_rows
 
     @property
     def removed_address(self) -> int:
@@ -406,7 +400,7 @@ class Storage:
 
     def reserve_cells(self, n_cells: int) -> bool:
         """Make room for so many cells in all; return whether the index grew."""
-        if has_room(self.n_lines, n_cells):
+        if self.spec.is_cache or has_room(self.n_lines, n_cells):
             return False
         self.rehash(lines_for(n_cells))
         return True
@@ -427,7 +421,7 @@ class Storage:
     def clear(self) -> None:
         """Empty index, rows and filter; memory stays, but for the index."""
         queue = self.launcher.queue
-        self._lines = self._new_lines(FIRST_LINES)
+        self._lines = self._new_lines(self._first_lines)
         queue.fill(self.live_address, 0, self._side_rows // 8)
         if self.bloom_bytes:
             queue.fill(self.bloom_address, 0, self.bloom_bytes)
@@ -435,7 +429,7 @@ class Storage:
 
     def successor(self) -> "Storage":
         """Return an empty storage with this one's counters and change log, settled by a clear."""
-        fresh = Storage(self.spec, self.device, self.launcher, self._config)
+        fresh = Storage(self.spec, self.device, self.launcher, self._config, self.hbm_bytes)
         queue = self.launcher.queue
         queue.copy(fresh.counters_address, self.counters_address, self.counters_bytes)
         fresh._removed, fresh._removed_capacity = self._removed, self._removed_capacity
@@ -447,7 +441,8 @@ class Storage:
 
     def index_growth_bytes(self, n_cells: int) -> int:
         """Return the bytes that reserve_cells would take beside those held."""
-        return 0 if has_room(self.n_lines, n_cells) else lines_for(n_cells) * LINE_BYTES
+        has_all = self.spec.is_cache or has_room(self.n_lines, n_cells)
+        return 0 if has_all else lines_for(n_cells) * LINE_BYTES
 
     def rows_bytes_for(self, n_ids: int) -> int:
         """Return the bytes of rows and what goes with them, with so many row ids."""
@@ -458,8 +453,8 @@ class Storage:
     @property
     def own_bytes(self) -> int:
         """Bytes beside rows and index."""
-        held = (self._descriptor, self._counters, self._chunk_table, self._default_row)
-        return sum(memory.n_bytes for memory in held) + self._removed.n_bytes
+        held = (self._descriptor, self._counters, self._default_row, self._removed)
+        return sum(memory.n_bytes for memory in held) + self.chunks.list_bytes
 
     def bytes_by_use(self) -> dict[str, int]:
         """Return nbytes_* of ``es_stats``."""
@@ -482,19 +477,26 @@ def rows_bytes(shape: RowShape, capacity: int, side_rows: int, has_log: bool) ->
     return capacity * (shape.row_bytes + META_BYTES) + side_rows * 4 + n_bits * side_rows // 8
 
 
-def plan(spec: TableSpec, n_rows: int, n_candidates: int) -> PlanReport:
+def plan(
+    spec: TableSpec, n_rows: int, n_candidates: int, hbm_bytes: int | None = None
+) -> PlanReport:
     """Return the bytes at rest, and at the peak of the last growth, of rows and candidates."""
-    shape = row_shape(spec)
-    capacity = shape.capacity_for(n_rows)
+    shape = row_shape(spec, hbm_bytes)
+    is_cache = spec.is_cache and spec.max_rows is not None
+    capacity = shape.capacity_for(spec.max_rows or 0 if is_cache else n_rows)
     log_bytes = 8 if spec.track_changes else 0
     fixed = (
         rows_bytes(shape, capacity, side_rows_for(capacity), spec.track_changes)
         + N_PARTITIONS * spec.bloom_bytes
-        + 2 * 8 * FIRST_CHUNKS
+        + list_bytes_for(-(-capacity // shape.chunk_rows))
         + 4 * spec.dim
         + log_bytes
     )
+    if is_cache:  # which takes all at once, and never grows
+        resting = fixed + cache_lines(spec.max_rows or 0) * LINE_BYTES
+        return PlanReport(resting, resting)
     n_cells = n_rows + n_candidates
     resting = lines_for(n_cells) * LINE_BYTES
     grown = int(lines_for(n_cells) * GROWN_LOAD / MOST_LOAD) * LINE_BYTES
-    return PlanReport(fixed + resting, fixed + resting + grown)
+    host_bytes = shape.host_bytes_for(capacity, hbm_bytes)
+    return PlanReport(fixed + resting, fixed + resting + grown, host_bytes)

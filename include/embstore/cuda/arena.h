@@ -113,6 +113,18 @@ EMB_DEVICE void store_values(Dtype dtype, char* values, uint32_t column, const Q
   store_halves(reinterpret_cast<uint16_t*>(values) + column, halves, n);
 }
 
+// Values as they would be read if a row held them.
+EMB_DEVICE Quad rounded_quad(Dtype dtype, Quad q) {
+  if (dtype == Dtype::kF32) return q;
+  for (uint32_t i = 0; i < 4; ++i) q.x[i] = widen(dtype, narrow(dtype, q.x[i]));
+  return q;
+}
+
+// Columns of the row that keys without one read.
+EMB_DEVICE Quad default_quad(const TableView& t, uint32_t column, uint32_t n) {
+  return rounded_quad(dtype_of(t), load_floats(t.default_row + column, n));
+}
+
 // Threads that take rows together and never meet: 2^shift neighbours share a row, and take its quads in turn.
 struct QuadWalk {
   uint64_t first;    // row of the work

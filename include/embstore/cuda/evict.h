@@ -4,7 +4,7 @@
 // 1. A program of `and` and `or` only grows with its predicates: a row is certain to be selected if it holds with too
 //    great a norm, and impossible if it does not with a norm of 0. The values of the others alone are read.
 // 2. A selection is a set of rows (row_bits.h); `SelectionCounts` holds how many are in it.
-// 3. The n least are found byte by byte, the highest first: four bytes of the score, then eight of the key.
+// 3. The n least are found byte by byte, the highest first: those of the score, then eight of the key.
 // 4. Cells are looked up before any is given back, so that no search meets a change.
 #ifndef EMBSTORE_CUDA_EVICT_H_
 #define EMBSTORE_CUDA_EVICT_H_
@@ -128,31 +128,42 @@ EMB_DEVICE void spare_keys(const TableView& t, const int64_t* keys, uint64_t n, 
 
 // ---- the n least
 
-// The order of victims as numbers without a sign.
+// By what, and then by the key. Heat is freq, then step; the hottest come last of the coldest.
+enum class RankBy : uint64_t { kStep = 0, kFreq = 1, kColdest = 2, kHottest = 3 };
+
+// The order of rows as numbers without a sign. Scores by step or freq alone have four bytes: the low ones.
 struct Rank {
-  uint32_t score;
+  uint64_t score;
   uint64_t key;
 };
 
-EMB_CONST uint32_t kScoreBytes = 4;
+EMB_CONST uint32_t kScoreBytes = 8;
 EMB_CONST uint64_t kKeySign = 1ull << 63;
 
-EMB_DEVICE Rank rank_of(const TableView& t, uint32_t row, bool is_by_freq) {
-  const Meta* const meta = meta_of(t, row);
-  return Rank{is_by_freq ? meta->freq : meta->step, meta->key ^ kKeySign};
+EMB_DEVICE uint64_t heat_of(const Meta& meta) { return uint64_t{meta.freq} << 32 | meta.step; }
+
+EMB_DEVICE Rank rank_of(const TableView& t, uint32_t row, RankBy by) {
+  const Meta meta = *meta_of(t, row);
+  const uint64_t key = meta.key ^ kKeySign;
+  if (by == RankBy::kStep) return Rank{meta.step, key};
+  if (by == RankBy::kFreq) return Rank{meta.freq, key};
+  const uint64_t heat = heat_of(meta);
+  return by == RankBy::kColdest ? Rank{heat, key} : Rank{~heat, ~key};
 }
 
-// Byte 0 is the highest of the score, byte 4 that of the key.
+// Byte 0 is the highest of the score, byte 8 that of the key.
 EMB_DEVICE uint32_t byte_of(const Rank& rank, uint32_t place) {
-  const uint64_t shifted =
-      place < kScoreBytes ? rank.score >> (24 - 8 * place) : rank.key >> (56 - 8 * (place - kScoreBytes));
-  return static_cast<uint32_t>(shifted & 0xFFu);
+  const uint64_t word = place < kScoreBytes ? rank.score : rank.key;
+  return static_cast<uint32_t>(word >> (56 - 8 * (place % kScoreBytes)) & 0xFFu);
 }
+
+// Whether the first n bytes of two words of eight are the same.
+EMB_DEVICE bool do_begin_alike(uint64_t a, uint64_t b, uint32_t n) { return n == 0 || (a ^ b) >> (64 - 8 * n) == 0; }
 
 // Whether the first n bytes are the same.
 EMB_DEVICE bool do_agree(const Rank& a, const Rank& b, uint32_t n) {
-  if (n <= kScoreBytes) return static_cast<uint64_t>(a.score ^ b.score) >> (32 - 8 * n) == 0;
-  return a.score == b.score && (a.key ^ b.key) >> (64 - 8 * (n - kScoreBytes)) == 0;
+  if (n <= kScoreBytes) return do_begin_alike(a.score, b.score, n);
+  return a.score == b.score && do_begin_alike(a.key, b.key, n - kScoreBytes);
 }
 
 EMB_DEVICE bool is_beyond(const Rank& rank, const Rank& limit) {
@@ -160,20 +171,21 @@ EMB_DEVICE bool is_beyond(const Rank& rank, const Rank& limit) {
 }
 
 // Counts byte number n_known of the selected rows whose first n_known bytes are those of `known`, into a block's bins.
-EMB_DEVICE void count_ranks(const TableView& t, const uint32_t* selected, const RowRange& range, bool is_by_freq,
+EMB_DEVICE void count_ranks(const TableView& t, const uint32_t* selected, const RowRange& range, RankBy by,
                             const Rank& known, uint32_t n_known, uint32_t* bins) {
   for_each_row(selected, range, [&](uint32_t row, bool is_in) {
-    const Rank rank = is_in ? rank_of(t, row, is_by_freq) : Rank{0, 0};
+    const Rank rank = is_in ? rank_of(t, row, by) : Rank{0, 0};
     add_to_bins(bins, is_in && do_agree(rank, known, n_known), byte_of(rank, n_known));
   });
 }
 
 // Takes the rows beyond the limit out of a selection.
-EMB_DEVICE void keep_first(const TableView& t, const RowRange& range, bool is_by_freq, const Rank& limit,
+EMB_DEVICE void keep_first(const TableView& t, const RowRange& range, RankBy by, const Rank& limit,
                            uint32_t* selected) {
   const WordTile warp = WordTile::here();
   for_each_row(selected, range, [&](uint32_t row, bool is_in) {
-    const uint32_t kept = warp.ballot(is_in && !is_beyond(rank_of(t, row, is_by_freq), limit));
+    const uint32_t kept = warp.ballot(is_in && !is_beyond(rank_of(t, row, by), limit));
+    warp.sync();  // all have read the word
     if (warp.lane() == 0) selected[row / kWordRows] = kept;
   });
 }
@@ -189,11 +201,11 @@ EMB_DEVICE void find_row_cells(const TableView& t, const uint32_t* rows, uint64_
   }
 }
 
-// The rows' ids may be given out again, once settle_removal has counted them.
+// A row may have lost its cell (cache.h). The rows' ids may be given out again, once settle_removal has counted them.
 EMB_DEVICE void remove_rows(const TableView& t, const uint32_t* rows, const uint64_t* cells, uint64_t n) {
   for (uint64_t i = grid_thread(); i < n; i += grid_threads()) {
     const uint32_t row = rows[i];
-    free_cell(t, cells[i]);
+    if (cells[i] != kNoCell) free_cell(t, cells[i]);
     set_dead(t, row);
     note_gone(t, row);
     t.free_rows[t.counters->n_free + i] = row;

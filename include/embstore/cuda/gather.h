@@ -45,10 +45,8 @@ EMB_DEVICE void write_missing(const IndexTile& tile, const TableView& t, uint64_
   const uint32_t dim = static_cast<uint32_t>(t.dim);
   for (uint32_t j = 4 * tile.lane(); j < dim; j += 32) {
     const uint32_t n = columns_at(dim, j);
-    Quad q = missing == Missing::kInitial ? initial_quad(t, key, j) : load_floats(t.default_row + j, n);
-    if (out_dtype == Dtype::kF32 && dtype_of(t) != Dtype::kF32)
-      for (uint32_t i = 0; i < 4; ++i) q.x[i] = widen(dtype_of(t), narrow(dtype_of(t), q.x[i]));
-    store_out(out_dtype, to, j, q, n);
+    const Quad q = missing == Missing::kInitial ? initial_quad(t, key, j) : load_floats(t.default_row + j, n);
+    store_out(out_dtype, to, j, out_dtype == Dtype::kF32 ? rounded_quad(dtype_of(t), q) : q, n);
   }
 }
 
@@ -58,6 +56,11 @@ EMB_DEVICE void write_row(const IndexTile& tile, const TableView& t, uint32_t ro
     copy_out(tile, t, row, out_dtype, to);
   else
     write_missing(tile, t, key, missing, out_dtype, to);
+}
+
+// dim floats, a multiple of 4, both sides at multiples of 16 bytes.
+EMB_DEVICE void copy_plain(const IndexTile& tile, const float* from, float* to, uint32_t dim) {
+  for (uint32_t j = 4 * tile.lane(); j < dim; j += 32) store16(to + j, load16(from + j));
 }
 
 EMB_DEVICE uint32_t row_of_key(const IndexTile& tile, const TableView& t, uint64_t key) {

@@ -1,7 +1,7 @@
 // The index: eight lanes read a bucket of ten cells, one cache line, in one request.
 //
-// 1. A key lies in its first bucket, in its second (another hash), or in those that follow the second. Every bucket that
-//    a key goes past is marked as spilled, so a search ends at the first that is not.
+// 1. A key lies in its first bucket, in its second (another hash), or in those that follow the second (not in a cache).
+//    Every bucket that a key goes past is marked as spilled, so a search ends at the first that is not.
 // 2. A cell that is given back is empty at once: no search ends at an empty cell.
 // 3. insert_cell is for keys that are distinct in the launch and absent before it; cells are claimed by compare_swap of
 //    their words, so no locks are needed (docs/decisions/007).
@@ -24,11 +24,12 @@ struct Probe {
   uint64_t n_lines;
   uint64_t line;
   uint64_t n_passed;
+  uint64_t most_passed;  // with one more, all have been seen
 };
 
 EMB_DEVICE Probe probe_of(const TableView& t, uint64_t key) {
   const uint64_t hash = keyed_hash(key, hash_keys_of(t));
-  return Probe{hash, t.n_lines, bucket_of(hash, t.n_lines), 0};
+  return Probe{hash, t.n_lines, bucket_of(hash, t.n_lines), 0, t.is_cache != 0 ? 0 : t.n_lines};
 }
 
 EMB_DEVICE void advance(Probe* p) {
@@ -37,7 +38,7 @@ EMB_DEVICE void advance(Probe* p) {
   ++p->n_passed;
 }
 
-EMB_DEVICE bool has_seen_all(const Probe& p) { return p.n_passed > p.n_lines; }
+EMB_DEVICE bool has_seen_all(const Probe& p) { return p.n_passed > p.most_passed; }
 
 struct CellOf {
   uint64_t cell;  // line * kCells + place, or kNoCell
@@ -78,7 +79,7 @@ EMB_DEVICE CellOf find_cell(const IndexTile& tile, const TableView& t, uint64_t 
 EMB_DEVICE uint32_t* word_at(const TableView& t, uint64_t cell) { return &t.lines[cell / kCells].word[cell % kCells]; }
 EMB_DEVICE uint64_t key_at(const TableView& t, uint64_t cell) { return t.lines[cell / kCells].key[cell % kCells]; }
 
-// Gives a key that has none a cell. The host has seen to it that there are cells enough.
+// Gives a key that has none a cell; not in a cache. The host has seen to it that there are cells enough.
 EMB_DEVICE void insert_cell(const IndexTile& tile, const TableView& t, uint64_t key, uint32_t word) {
   for (Probe probe = probe_of(t, key); !has_seen_all(probe); advance(&probe)) {
     Line* const line = t.lines + probe.line;

@@ -20,8 +20,7 @@ struct PooledRows {
 
 EMB_DEVICE Quad pooled_quad(const TableView& t, const PooledRows& p, uint64_t i, uint32_t column, uint32_t n) {
   const uint32_t row = p.rows[p.inverse != nullptr ? p.inverse[i] : i];
-  const Quad q =
-      row == kNoRow ? load_floats(t.default_row + column, n) : load_values(dtype_of(t), values_of(t, row), column, n);
+  const Quad q = row == kNoRow ? default_quad(t, column, n) : load_values(dtype_of(t), values_of(t, row), column, n);
   return p.weights != nullptr ? scaled_quad(q, p.weights[i]) : q;
 }
 

@@ -2,7 +2,8 @@
 //
 // 1. The host owns all that is pointed to and writes the descriptor between calls; kernels borrow it by pointer, so
 //    that a captured graph stays good when the table has grown.
-// 2. Counters are written by the last kernel of a stage alone (settle_*), so that all others of it read what was before.
+// 2. Counters are written by the last kernel of a stage alone (settle_*), so that all others of it read what was
+// before.
 // 3. Every field has 8 bytes: the host fills them by name (engines/kernels.py reads this file).
 #ifndef EMBSTORE_CUDA_TABLE_H_
 #define EMBSTORE_CUDA_TABLE_H_
@@ -19,12 +20,12 @@ namespace embstore::cuda {
 
 EMB_CONST uint32_t kCells = 10;
 
-// A bucket of the index; a zeroed one is empty. Its lock word is not used: keys of a batch are distinct before they
-// are inserted (docs/decisions/007).
+// A bucket of the index; a zeroed one is empty. Its lock is used by imports into caches alone: keys of a batch are
+// distinct before they are inserted (docs/decisions/007).
 struct alignas(128) Line {
   uint64_t key[kCells];
   uint32_t word[kCells];  // as core/types.h says
-  uint32_t reserved;
+  uint32_t lock;
   uint32_t has_spilled;  // whether a key has ever gone on from here, so that a search must
 };
 static_assert(sizeof(Line) == 128, "a bucket is one cache line");
@@ -84,14 +85,15 @@ struct TableView {
   uint64_t chunk_shift;
   char* const* row_chunks;
   Meta* const* meta_chunks;
-  uint32_t* live;          // a bit for each row id
-  uint32_t* dirty;         // a bit for each row id; null without a change log
-  uint32_t* free_rows;     // ids to be given out again, the last first
-  int64_t* removed_keys;   // of the change log; null without one
+  uint32_t* live;            // a bit for each row id
+  uint32_t* dirty;           // a bit for each row id; null without a change log
+  uint32_t* free_rows;       // ids to be given out again, the last first
+  int64_t* removed_keys;     // of the change log; null without one
   const float* default_row;  // (dim,)
   // The index.
   Line* lines;
   uint64_t n_lines;
+  uint64_t is_cache;  // whether keys lie in their first two buckets alone (cache.h)
   uint64_t hash_first;
   uint64_t hash_second;
   uint64_t hash_first_multiplier;

@@ -196,10 +196,7 @@ EMB_DEVICE const float* vector_of(const float* base, const uint32_t* index, uint
 EMB_DEVICE Quad present_quad(const TableView& t, uint32_t row, uint64_t key, uint32_t column) {
   const uint32_t n = columns_at(t.dim, column);
   if (row != kNoRow) return load_values(dtype_of(t), values_of(t, row), column, n);
-  Quad q = initial_quad(t, key, column);
-  if (dtype_of(t) != Dtype::kF32)
-    for (uint32_t i = 0; i < 4; ++i) q.x[i] = widen(dtype_of(t), narrow(dtype_of(t), q.x[i]));
-  return q;
+  return rounded_quad(dtype_of(t), initial_quad(t, key, column));
 }
 
 }  // namespace embstore::cuda
