@@ -8,6 +8,7 @@ they have changed.
 
 import contextlib
 import inspect
+from functools import cache
 
 import numpy as np
 
@@ -118,6 +119,13 @@ def following_insides(function):
     return wrapped
 
 
+@cache
+def find_kernel():
+    """Return the kernel that a find of rows alone takes; a dim is a multiple of 4 here."""
+    known = kernels.installed_sources().kernel_arguments()
+    return "find_plain_rows" if "find_plain_rows" in known else "find_rows"
+
+
 class Kernels:
     """What lies under the verbs of a table, without the way to it."""
 
@@ -132,7 +140,7 @@ class Kernels:
         """Find n keys, and write their rows."""
         launcher = self._launcher if queue is None else Launcher(queue)
         fields = {"table": self._engine._storage.view, "keys": address(keys), "n": n}
-        launch(launcher, "find_rows", 8 * n, out=address(out), **fields)
+        launch(launcher, find_kernel(), 8 * n, out=address(out), **fields)
 
     @following_insides
     def pooled(self, keys, n, offsets, n_bags, out):
