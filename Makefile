@@ -74,11 +74,11 @@ bench-distances: $(VENV)/.extra-bench $(VENV)/.built  ## how far ahead to prefet
 sanitize: $(VENV)/.extra-test  ## test-core under SANITIZE=address,undefined (the default) or SANITIZE=thread
 	PATH="$(abspath $(BIN)):$$PATH" .ci/sanitize $(SANITIZE)
 
-torture: $(VENV)/.extra-test $(VENV)/.built $(STRESS)  ## the long tests: stress, kills, damage, fuzzing; then the table of promises
+torture: $(VENV)/.extra-test $(VENV)/.built $(STRESS)  ## the long tests: stress, kills, damage, fuzzing, faults in kernels; then the table of promises
 	@for program in $(STRESS); do echo "$$program"; $$program || exit 1; done
 	mkdir -p build
 	$(BIN)/python -m embstore torture build --minutes 5 --seed 1
-	$(PYTEST) -m "torture or promise" --ignore=tests/emulator --ignore=tests/adapters
+	$(PYTEST) -m "torture or promise" --ignore=tests/adapters
 
 build/cpp/%: tests/cpp/%.cpp $(VENV)/.built
 	@mkdir -p $(@D)

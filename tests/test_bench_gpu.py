@@ -6,8 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import card_kit
+import fake_card
 import numpy as np
 import pytest
+from emulator.build import library
+from emulator.device import Emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
@@ -16,7 +19,7 @@ import embstore as es  # noqa: E402
 from bench import __main__ as bench_program  # noqa: E402
 from bench import keys, plot, results  # noqa: E402
 from bench.gpu import adapter, model, pictures, program, targets  # noqa: E402
-from bench.gpu.clock import EmulatedClock, GpuClock, Timed, address  # noqa: E402
+from bench.gpu.clock import SOURCES, EmulatedClock, GpuClock, Timed, address  # noqa: E402
 from bench.gpu.data import Data  # noqa: E402
 from bench.gpu.peers import HkvPeer, hkv_program  # noqa: E402
 from bench.gpu.session import SCALES, Lane, Session  # noqa: E402
@@ -25,9 +28,10 @@ from embstore.engines.cuda import status, storage  # noqa: E402
 
 CASES = {
     *("copy", "random lines", "random line and row", "find", "find_or_insert", "pooled"),
-    *("find in a graph", "eviction scan", "export", "backward", "step of ten tables"),
+    *("find kernels in a graph", "find in a graph", "training step in a graph"),
+    *("eviction scan", "export", "backward", "step of ten tables"),
 }
-MAY_LACK = ("HierarchicalKV", "graph replay of Table's", "rows on the host")
+MAY_LACK = ("HierarchicalKV", "rows on the host")
 
 
 @pytest.fixture
@@ -284,6 +288,25 @@ def test_a_card_is_timed_by_events_around_what_is_queued():
         1
     )
     assert log == ["prepare", ("record", "own"), 1, ("record", "own"), "synchronize"]
+
+
+def test_a_run_goes_through_the_code_of_a_card(monkeypatch):
+    emulators = [Emulator(library()), Emulator(library(sources=SOURCES.units(), with_engine=False))]
+    said = []
+    with fake_card.installed(monkeypatch, emulators):
+        options = program.arguments(["--emulated"])
+        options.emulated = False
+        with program.clock_of(options) as clock:
+            assert isinstance(clock, GpuClock)
+            session, found = program.run(options, clock, say=said.append, is_strict=True)
+    assert session.n_failed == 0
+    assert {case.name for case in found.cases if case.contenders} == CASES
+    assert found.machine["card"]["name"] == "a stand-in"
+    assert found.machine["kernels"]["find_rows"]["registers"] == 50
+    text = "\n".join(said)
+    assert "those that spill: find_rows" in text
+    assert "give the folder of HierarchicalKV by --hkv" in text
+    assert {t for case in found.cases for c in case.contenders for t in c.times_ns} == {500_000}
 
 
 # ---- make test-gpu, make bench-gpu

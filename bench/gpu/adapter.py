@@ -182,6 +182,6 @@ def has_tiers():
     return "hbm_bytes" in inspect.signature(es.Table).parameters
 
 
-def capture_names():
-    """Return what of a table's public names has to do with capture."""
-    return [name for name in dir(es.Table) if "capture" in name and not name.startswith("_")]
+def has_capture():
+    """Return whether calls of tables can be captured in CUDA graphs."""
+    return hasattr(es.Table, "capturing") and hasattr(es.Table, "replaying")

@@ -8,6 +8,7 @@ every line of a run on a card but those of `GpuClock`.
 import gc
 import sys
 import time
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from embstore.engines.kernel_sources import Sources
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = Sources(ROOT / "include", Path(__file__).resolve().parent / "kernels")
+OWN_STREAM = 100  # of the emulated device
 HOST_BYTES = 1 << 30  # what the emulated device may be filled with
 
 
@@ -125,9 +127,20 @@ class GpuClock(Clock):
         end.synchronize()
         return max(1, round(self.cupy.cuda.get_elapsed_time(begin, end) * 1e6))
 
-    def captured(self, call):
-        """Return (replay, stream) of a graph of what call(queue) queues."""
-        stream = self.cupy.cuda.Stream(non_blocking=True)
+    @contextmanager
+    def own_stream(self):
+        """Make a new stream the current one; give it."""
+        with self.cupy.cuda.Stream(non_blocking=True) as stream:
+            yield stream
+
+    @staticmethod
+    def handle(stream):
+        """Return the number of a stream."""
+        return int(stream.ptr)
+
+    def captured(self, call, stream=None):
+        """Return (replay, stream) of a graph of what call(queue) queues on a stream."""
+        stream = stream or self.cupy.cuda.Stream(non_blocking=True)
         queue = self.device.queue(stream.ptr)
         self.synchronize()  # this stream does not wait for the others
         call(queue)  # loads what is not loaded yet
@@ -159,7 +172,10 @@ class GpuClock(Clock):
 
 
 class EmulatedClock(Clock):
-    """The device that tests/emulator makes of the CPU; its times mean nothing."""
+    """The device that tests/emulator makes of the CPU; its times mean nothing.
+
+    Its streams run in an order drawn by a seed: what relies on an order that nothing makes fails.
+    """
 
     is_emulated = True
     name = "cuda"
@@ -168,14 +184,16 @@ class EmulatedClock(Clock):
         if str(ROOT / "tests") not in sys.path:
             sys.path.append(str(ROOT / "tests"))
         from emulator.build import library
-        from emulator.device import EmulatedDevice, Emulator
+        from emulator.device import Emulator
+        from emulator.streams import LazyDevice
 
-        self.device = EmulatedDevice()
+        self.device = LazyDevice()
         self._own = Emulator(library(sources=SOURCES.units(), with_engine=False))
         self._before, status.PROVIDER = status.PROVIDER, lambda name: self.device
 
     def _launch(self, kernel, n_threads, args):
-        self._own.launch(kernel, max(1, min(-(-n_threads // 256), 4)), args)
+        n_blocks = max(1, min(-(-n_threads // 256), 4))
+        self.device.queue().push(lambda: self._own.launch(kernel, n_blocks, args))
 
     def empty(self, shape, dtype):
         """Return an uninitialized array of the device."""
@@ -183,6 +201,7 @@ class EmulatedClock(Clock):
 
     def host(self, array):
         """Return a copy of an array of the device, as numpy has it."""
+        self.synchronize()
         return array.numpy().copy()
 
     def to_device(self, array):
@@ -194,18 +213,40 @@ class EmulatedClock(Clock):
         self.device.queue().copy(address(to), address(source), n_bytes)
 
     def sample_ns(self, call, argument, stream=None):
-        """Return the nanoseconds of a call."""
+        """Return the nanoseconds until a call and all that it has queued are done."""
         begin = time.perf_counter_ns()
         call(argument)
+        self.synchronize()
         return max(1, time.perf_counter_ns() - begin)
 
-    def captured(self, call):
-        """Return (replay, stream): the emulator knows no graphs, and queues anew."""
-        queue = self.device.queue()
-        return lambda turn: call(queue), None
+    @contextmanager
+    def own_stream(self):
+        """Make another stream the current one; give its number."""
+        before, self.device.current_stream = self.device.current_stream, OWN_STREAM
+        try:
+            yield OWN_STREAM
+        finally:
+            self.device.current_stream = before
+
+    @staticmethod
+    def handle(stream):
+        """Return the number of a stream."""
+        return stream
+
+    def captured(self, call, stream=OWN_STREAM):
+        """Return (replay, stream) of a graph of what call(queue) queues on a stream."""
+        queue = self.device.queue(stream)
+        self.synchronize()
+        call(queue)
+        self.synchronize()
+        queue.begin_capture()
+        call(queue)
+        graph = queue.end_capture()
+        return lambda turn: graph(), stream
 
     def synchronize(self):
-        """Do nothing: all is done."""
+        """Wait for all that was queued."""
+        self.device.finish()
 
     def free_bytes(self):
         """Return the memory that can still be had."""
@@ -214,9 +255,10 @@ class EmulatedClock(Clock):
     def release(self):
         """Give back what nobody holds."""
         gc.collect()
+        self.synchronize()
 
     def close(self):
         """Let devices be opened as before."""
         status.PROVIDER = self._before
-        gc.collect()
+        self.release()
         self.device.allocations.release()

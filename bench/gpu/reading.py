@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import embstore as es
-from bench.gpu import ceilings, model, scans, targets
-from bench.gpu.adapter import Kernels, NotMeasured, capture_names, forced_load, n_cells_of
+from bench.gpu import ceilings, graphs, model, scans, targets
+from bench.gpu.adapter import Kernels, NotMeasured, forced_load, n_cells_of
 from bench.gpu.peers import torch_gather, torch_pooled
 from bench.gpu.session import N_BATCHES, Lane
 from bench.harness import Ratio, axes_of
@@ -25,7 +25,7 @@ FIRST_FRESH = 1 << 40  # numbers of rows that no table was filled with
 FRESH = (0.0, 0.01, 0.5, 1.0)
 BAGS = (1, 10, 50)
 FIND, FIND_KERNEL, HKV = "Table.find, out=", "find kernel", "HierarchicalKV"
-RAW, GRAPH = "line and row, no table", "find kernel, graph replay"
+RAW = "line and row, no table"
 SHARED_DIM = 64  # at which bags, scans and graphs are measured
 
 
@@ -109,7 +109,7 @@ def measure_dim(session, dim, hkv):
             if dim == session.scale.dims[-1] or dim == SHARED_DIM:
                 pooled_cases(session, filled)
             if dim == SHARED_DIM:
-                graph_case(session, filled)
+                graphs.of_kernels(session, filled)
             if dim in (16, SHARED_DIM):
                 scans.measure(session, filled)
             filled.fill_to(0.9)
@@ -302,30 +302,3 @@ def pooled_cases(session, filled):
         axes = filled.axes(NORMAL_LOAD, bag=bag, rows_in=crossing.place("pooled"))
         session.measure("pooled", axes, lanes, ratios, **notes)
         session.clock.release()
-
-
-# ---- graphs
-
-
-def graph_case(session, filled):
-    """Measure the replay of finds that were captured into a CUDA graph, beside the same calls."""
-    n, dim, n_calls = session.scale.batch, filled.table.dim, session.scale.n_calls
-    axes = filled.axes(NORMAL_LOAD)
-    lanes = find_lanes(session, filled)[1:]
-    keys, under = filled.batches[0].keys, Kernels(filled.table)
-    rows = session.clock.empty((n, dim), np.float32)
-
-    def queued(queue):
-        for _ in range(n_calls):
-            under.find(keys, n, rows, queue)
-
-    replay, stream = session.clock.captured(queued)
-    each = model.find_bytes(dim)
-    lanes.append(Lane(GRAPH, replay, n * n_calls, "keys", each, stream=stream))
-    session.measure("find in a graph", axes, lanes, n_finds_in_the_graph=n_calls)
-    for verb in ("find", "training step"):
-        names = capture_names()
-        why = (
-            f"bench/gpu does not know Table.{names[0]} yet" if names else "no capture in Table yet"
-        )
-        session.skip(f"graph replay of Table's {verb}", axes, why)

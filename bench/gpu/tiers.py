@@ -25,6 +25,8 @@ def measure_share(session, share):
     try:
         filled.fill_to(LOAD)
         axes = filled.axes(LOAD, host_share=share, rows_in=session.crossing.place("find"))
-        session.measure("rows on the host", axes, find_lanes(session, filled))
+        stats = filled.table.stats()
+        notes = {name: n for name, n in stats.items() if "host" in name or "hbm" in name}
+        session.measure("rows on the host", axes, find_lanes(session, filled), **notes)
     finally:
         filled.table.close()

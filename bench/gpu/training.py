@@ -3,7 +3,7 @@
 import numpy as np
 
 import embstore as es
-from bench.gpu import model, targets
+from bench.gpu import graphs, model, targets
 from bench.gpu.adapter import Kernels, slot_floats
 from bench.gpu.reading import new_table
 from bench.gpu.session import Lane
@@ -39,6 +39,8 @@ def measure(session):
         with session.guarded("backward", {"dim": 64, "optimizer": name}):
             backward(session, name, 64, session.scale.n_rows // 5)
         session.clock.release()
+    graphs.measure(session, new_table, OPTIMIZERS["adagrad"])
+    session.clock.release()
     with session.guarded("step of ten tables", {"dim": STEP_DIM, "optimizer": "adam"}):
         step_of_tables(session)
     session.clock.release()
@@ -122,7 +124,7 @@ def backward_case(session, filled, axes, batches, name=""):
     lanes = [
         Lane(APPLY, apply, n, "keys", each, of_floor=whole_of, **here),
         Lane(SORT, sort, n, **more),
-        Lane(UPDATE, update, n, "keys", each, of_floor=kernel_of, prepare=add_up, **more),
+        Lane(UPDATE, update, n, "keys", each, of_floor=kernel_of, prepare=add_up),
         Lane("step: find_or_insert, apply_gradients", step, n, "keys", whole, **here),
     ]
     n_unique = len(np.unique(session.clock.host(batches[0].ids)))

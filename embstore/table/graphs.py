@@ -16,15 +16,15 @@ class TableGraphs(TableBase):
         """Let find, find_or_insert and apply_gradients be captured in a CUDA graph.
 
         Inside, make the calls once as usual, which takes their memory; then begin the capture of a
-        stream, make the same calls on it, and end it. All arrays are of the card, all calls
-        have ``out=``, and the table is not strict. Steps and rates given to captured calls are not used: each
-        replay has its own, see `replaying`. The graph stays good when the table grows, and needs
-        the table to live.
+        stream, make the same calls on it, and end it. All arrays are of the card, all calls have
+        ``out=``, and the table is not strict. Steps and rates given to captured calls are not
+        used: each replay has its own, see `replaying`. The graph stays good when the table grows,
+        and needs the table to live.
 
         Raises
         ------
         ArgumentError
-            If the table is on the CPU.
+            If the table is on the CPU, or has an `on_evict`, which wants rows after every call.
         """
         self._check_card("Table.capturing")
         with self._engine.capturing():

@@ -68,7 +68,8 @@ class Table(TableContent, TableFiles, TableGraphs):
         Which rows `evict` removes; every `evict_every` steps find_or_insert does so by itself.
     max_rows, max_bytes, on_full
         Bounds, and what a batch meets that does not fit: "evict" (the default with
-        CapacityEviction) removes the rows with the smallest step or freq, "refuse" serves default
+        CapacityEviction and CacheEviction) removes the rows with the smallest step or freq,
+        "refuse" serves default
         rows to keys that came too late, "raise" (the default otherwise) is CapacityError.
     on_nonfinite
         What gradients with NaN or infinity meet: an error before any row changes, or their key is

@@ -17,15 +17,14 @@ EMB_KERNEL(spare_rows_of_batch, SpareBatchArgs) {
 
 struct SparePinsArgs {
   const TableView* table;
-  const int64_t* keys;
-  uint64_t n;
+  const PinnedKeys* pins;
   uint32_t* spared;
 };
 
 EMB_KERNEL(spare_rows_of_pins, SparePinsArgs) {
   const IndexTile tile = IndexTile::here();
-  for (uint64_t i = tile.number(); i < a.n; i += IndexTile::count()) {
-    const uint32_t word = find_cell(tile, *a.table, static_cast<uint64_t>(a.keys[i])).word;
+  for (uint64_t i = tile.number(); i < a.pins->n; i += IndexTile::count()) {
+    const uint32_t word = find_cell(tile, *a.table, static_cast<uint64_t>(a.pins->keys[i])).word;
     if (tile.lane() == 0 && is_row_word(word)) put_row(a.spared, row_of_word(word));
   }
 }
@@ -87,13 +86,14 @@ struct CommitCacheArgs {
   const uint32_t* victims;
   const uint32_t* free_places;
   const uint32_t* gone_places;
-  uint64_t step;  // relative
+  uint64_t step;   // relative
+  const Now* now;  // of a captured graph, in place of `step`; or null
 };
 
 EMB_KERNEL(commit_cache_keys, CommitCacheArgs) {
   const IndexTile tile = IndexTile::here();
   const bool has_counts = a.occurrences != nullptr;
-  const uint32_t step = static_cast<uint32_t>(a.step);
+  const uint32_t step = static_cast<uint32_t>(a.now != nullptr ? a.now->step : a.step);
   for (uint64_t u = tile.number(); u < *a.n_unique; u += IndexTile::count()) {
     const uint8_t status = a.status[u];
     const uint32_t n = has_counts ? saturated(a.occurrences[u]) : 0, before = a.before != nullptr ? a.before[u] : 0;

@@ -39,9 +39,7 @@ struct FreezeMetasArgs {
   char* out;  // (n_ids,) Meta
 };
 
-EMB_KERNEL(freeze_metas_of_cut, FreezeMetasArgs) {
-  freeze_metas(*a.table, *a.cut, reinterpret_cast<Meta*>(a.out));
-}
+EMB_KERNEL(freeze_metas_of_cut, FreezeMetasArgs) { freeze_metas(*a.table, *a.cut, reinterpret_cast<Meta*>(a.out)); }
 
 struct ReadCutArgs {
   const TableView* table;

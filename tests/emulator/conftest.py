@@ -24,6 +24,8 @@ def small_memory(monkeypatch):
     monkeypatch.setattr(chunks, "FIRST_CHUNKS", 1)
     monkeypatch.setattr(chunks, "FIRST_ROWS", 1)
     monkeypatch.setattr(storage, "FIRST_LINES", 1)
+    monkeypatch.setattr(storage, "MOST_LOAD", 1.0)  # the index is full, and searches walk
+    monkeypatch.setattr(storage, "GROWN_LOAD", 0.9)
     monkeypatch.setattr(evict, "BLOCK_ROWS", 32)
     monkeypatch.setattr(transfer, "PIECE_BYTES", 1000)
     monkeypatch.setattr(snapshot, "LEAST_IMAGES", 16)

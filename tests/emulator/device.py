@@ -245,6 +245,9 @@ class EmulatedQueue:
     def launch(self, kernel, n_threads, args):
         self._device.launch(kernel, n_threads, args)
 
+    def launch_many(self, kernel, n_threads, args, n):
+        self._device.launch_many(kernel, n_threads, args, n)
+
     def is_capturing(self):
         return False
 
@@ -330,6 +333,18 @@ class EmulatedDevice:
         if self.memory_bytes is not None and self.allocations.n_bytes + n_bytes > self.memory_bytes:
             raise OutOfMemoryError(f"{n_bytes} bytes: the device has {self.memory_bytes} in all")
         return EmulatedMemory(self.allocations, n_bytes, fill)
+
+    def launch_many(self, kernel, n_threads, args, n):
+        """Run a kernel with each of n structs at an address."""
+        n_bytes = self.emulator.kernels()[kernel]
+        self.allocations.require(int(args), n * n_bytes)
+        given = np.empty((n, n_bytes // 8), np.uint64)
+        ctypes.memmove(given.ctypes.data, int(args), given.nbytes)
+        launches = self.launches.copy()
+        for own in given:
+            self.launch(kernel, n_threads, own)
+        self.launches = launches
+        self.launches[kernel] += 1
 
     def launch(self, kernel, n_threads, args):
         self.launches[kernel] += 1

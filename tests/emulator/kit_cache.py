@@ -42,7 +42,7 @@ def lines_of(table):
 
 
 def check_index(table):
-    """Every key and row once, in a bucket where a search finds it; nothing is left claimed."""
+    """Every key once, every row once, where a search finds it; nothing is left claimed."""
     storage, counters = table._engine._storage, table._engine._counters()
     lines = lines_of(table)
     assert not lines["reserved"].any()  # the locks

@@ -88,6 +88,9 @@ class LazyQueue(EmulatedQueue):
         copied = np.array(args)
         self.push(lambda: EmulatedQueue.launch(self, kernel, n_threads, copied))
 
+    def launch_many(self, kernel, n_threads, args, n):
+        self.push(lambda: EmulatedQueue.launch_many(self, kernel, n_threads, args, n))
+
     def record(self):
         event = LazyEvent(self._device, self.graph)
         if self.graph is None:

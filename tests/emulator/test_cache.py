@@ -5,7 +5,6 @@ import collections
 import numpy as np
 import pytest
 from contract.test_snapshots import Reading
-from emulator.device import EmulatedQueue
 from emulator.kit_cache import (
     EDGE_KEYS,
     TwoBuckets,
@@ -14,6 +13,8 @@ from emulator.kit_cache import (
     make_cache,
     zipf_keys,
 )
+from emulator.test_device_arrays import DIM, card, get, put, table_on  # noqa: F401
+from emulator.test_graphs import STREAM, Step
 
 import embstore as es
 
@@ -124,7 +125,7 @@ def test_no_hit_of_the_batch_is_a_victim():
 
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_contended_buckets(device, seed):
-    """New keys outnumber cells: every row is whole, is there once, or was evicted."""
+    """New keys outnumber cells, in interleavings: every row is there once and whole, or went."""
     device.seed = seed
     random = np.random.default_rng(seed)
     by, max_rows = ("step", "freq")[seed % 2], (9, 19, 47, 95)[seed % 4]
@@ -133,7 +134,7 @@ def test_contended_buckets(device, seed):
         max_rows, by, track_changes=True, on_evict=lambda rows: gone.append(listed(rows))
     )
     population = np.array([*EDGE_KEYS, *range(100, 100 + 2 * max_rows)])
-    held = {}
+    held, seen = {}, {}
     for step in range(8):
         keys = random.choice(population, random.integers(1, 80))
         before, gone[:] = set(held), []
@@ -145,10 +146,15 @@ def test_contended_buckets(device, seed):
         status = dict(zip(unique, batch.status.tolist(), strict=True))
         assert {key for key in unique if status[key] == FOUND} == before & set(unique)
         inserted = {key for key in unique if status[key] == INSERTED}
+        for key, n in zip(*np.unique(keys, return_counts=True), strict=True):
+            freq, at = seen.get(int(key), (0, step)) if key in before else (0, step)
+            seen[int(key)] = (freq + int(n), at)
         held = content(table)
+        assert all(row[2:] == seen[key] for key, row in held.items())
         assert held.keys() == (before - {row[0] for row in evicted}) | inserted
         check_index(table)
         train(table, batch, step)
+        seen |= {key: (seen[key][0], step) for key in unique if key in held}
         held = content(table)
     stats = table.stats()
     assert stats["n_inserted"] - stats["n_evicted"] == len(table) == len(held)
@@ -176,6 +182,19 @@ def test_a_batch_without_contention_does_not_depend_on_the_interleaving(device):
     assert all(one == found[0] for one in found)
 
 
+def test_a_ticket_knows_that_its_rows_went():
+    table = make_cache(9)
+    batch = table.find_or_insert(np.arange(9), step=0)
+    table.find_or_insert(np.arange(20, 26), step=1)
+    expected = content(table)
+    stays = [key for key in range(9) if key in expected]
+    assert len(stays) == 3
+    assert train(table, batch, 2) == (3, 0, 6, 0)
+    after = content(table)
+    assert {key for key in after if after[key] != expected[key]} == set(stays)
+    check_index(table)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_newborn_rows_are_those_of_any_table(dtype):
     cache = make_cache(30, dim=7, dtype=dtype)
@@ -194,24 +213,6 @@ def test_newborn_rows_are_those_of_any_table(dtype):
 # ---- other verbs
 
 
-@pytest.mark.parametrize("track_changes", [False, True])
-def test_an_insert_waits_for_nothing_but_the_rows(monkeypatch, track_changes):
-    table = make_cache(95, track_changes=track_changes)
-    table.find_or_insert(np.arange(2000), step=0)
-    table.find_or_insert(np.arange(2000, 4000), step=0)
-    waits = []
-    download = EmulatedQueue.download
-    monkeypatch.setattr(
-        EmulatedQueue, "download", lambda *given: (waits.append(given), download(*given))
-    )
-    n_waits = 0
-    for step in range(1, 9):
-        waits.clear()
-        table.find_or_insert(np.arange(100 * step, 100 * step + 50), step=step)
-        n_waits += len(waits)
-    assert n_waits <= 8 + 2 * track_changes  # seldom for a log that has to grow
-
-
 def test_assign_reports_what_it_did():
     table = make_cache(9)
     assert table.assign(np.arange(12), np.ones((12, 3), np.float32)) == (0, 9, 3)
@@ -222,7 +223,8 @@ def test_assign_reports_what_it_did():
 
 
 def test_eviction_by_other_policies_makes_room():
-    table = make_cache(47, eviction=es.StepEviction(5) | es.CacheEviction("freq"), evict_every=10)
+    policy = es.StepEviction(5) | es.CacheEviction("freq")
+    table = make_cache(47, eviction=policy, evict_every=10, hash_seed=1)
     for step in range(4):
         table.find_or_insert(np.arange(10 * step, 10 * step + 10), step=step)
     n = len(table)
@@ -272,9 +274,8 @@ def test_a_snapshot_does_not_see_later_inserts(tmp_path, log_bytes):
         while not reading.is_done():
             reading.read(20)
             step += 1
-            train(
-                table, table.find_or_insert(np.arange(90 * step, 90 * step + 120), step=step), step
-            )
+            keys = np.arange(90 * step, 90 * step + 120)
+            train(table, table.find_or_insert(keys, step=step), step)
         rows = reading.found()["rows"]
         reading.snapshot.end(False)
     assert {row[0]: row[1:] for row in listed(es.Rows(*rows))} == expected
@@ -288,7 +289,7 @@ def test_a_snapshot_does_not_see_later_inserts(tmp_path, log_bytes):
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_a_full_cache_comes_back_from_a_checkpoint(tmp_path, device, seed):
-    table = make_cache(950, "freq", track_changes=True)
+    table = make_cache(950, "freq", track_changes=True, hash_seed=1)
     for step in range(6):
         table.find_or_insert(np.arange(300 * step, 300 * step + 300), step=step)
     assert 930 <= len(table) <= 950
@@ -377,3 +378,78 @@ def test_the_hit_rate_is_that_of_exact_lru(exponent):
     assert len(table) == n_rows
     assert abs(n_hits - exact_hits(keys, n_rows, size)) < 0.01 * n
     check_index(table)
+
+
+# ---- on streams and in graphs
+
+
+def lists_of_keys(n_steps):
+    random = np.random.default_rng(3)
+    return [random.integers(0, 1000, 200) for _ in range(n_steps)]
+
+
+@pytest.mark.parametrize("track_changes", [False, True])
+def test_nothing_waits(card, track_changes):  # noqa: F811
+    table = table_on("cuda", max_rows=95, eviction=es.CacheEviction(), track_changes=track_changes)
+    out = put(card, np.zeros((200, DIM), np.float32), STREAM)
+    n_waits = 0
+    for step, keys in enumerate(lists_of_keys(12)):
+        given, before = put(card, keys, STREAM), card.n_waits
+        table.find_or_insert(given, step=step, out=out, stream=STREAM)
+        n_waits += card.n_waits - before
+    assert n_waits <= 8 * track_changes  # while a log is small, it often has to grow
+    card.finish()
+    check_index(table)
+    assert len(table) > 85
+
+
+@pytest.mark.parametrize("by", ["step", "freq"])
+def test_captured_inserts_evict(card, by):  # noqa: F811
+    more = {"max_rows": 190, "eviction": es.CacheEviction(by), "track_changes": True}
+    plain, captured = table_on("cuda", **more), table_on("cuda", **more)
+    for table in (plain, captured):
+        table.pin(np.arange(5))
+    first = np.zeros(200, np.int64)
+    train(plain, plain.find_or_insert(first, step=0), 0)
+    graph = Step(card, captured)
+    zero_grads = np.zeros((200, DIM), np.float32)
+    for table in (plain, captured):
+        table.clear()
+        table.pin(np.arange(7))
+    for step, keys in enumerate(lists_of_keys(8), 1):
+        batch = plain.find_or_insert(keys, step=step)
+        plain.apply_gradients(batch, zero_grads, step=step)
+        graph.replay(step, keys, zero_grads)
+        np.testing.assert_array_equal(get(card, graph.out), batch.rows)
+        check_index(captured)
+    assert content(captured) == content(plain)
+    assert captured.stats()["n_evicted"] == plain.stats()["n_evicted"] > 0
+    for name in ("upserted", "deleted"):
+        ours, theirs = (getattr(table.changes(), name) for table in (captured, plain))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_captured_birth_has_the_step_of_its_replay(card):  # noqa: F811
+    table = table_on("cuda", max_rows=19, eviction=es.CacheEviction())
+    keys = put(card, np.zeros(8, np.int64), STREAM)
+    out, queue = put(card, np.zeros((8, DIM), np.float32), STREAM), card.queue(STREAM)
+    with table.capturing():
+        table.find_or_insert(keys, step=0, out=out, stream=STREAM)
+        queue.begin_capture()
+        table.find_or_insert(keys, step=0, out=out, stream=STREAM)
+        graph = queue.end_capture()
+    for step in range(5, 12):
+        queue.upload(keys.memory.address, np.arange(8 * step, 8 * step + 8))
+        with table.replaying(step=step, stream=STREAM):
+            graph()
+    found = table.find(np.arange(88, 96), with_meta=True)
+    assert found.found.all()
+    assert (found.step == 11).all()
+    assert (found.freq == 1).all()
+    check_index(table)
+
+
+def test_a_sink_cannot_be_captured(card):  # noqa: F811
+    more = {"max_rows": 95, "eviction": es.CacheEviction(), "on_evict": lambda rows: None}
+    with pytest.raises(es.ArgumentError, match="capturing: on_evict gets rows"):
+        Step(card, table_on("cuda", **more))

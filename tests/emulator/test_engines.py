@@ -47,7 +47,10 @@ class Both:
                 results.append(error)
         errors = [type(r) if isinstance(r, Exception) else None for r in results]
         assert errors[0] is errors[1], f"{verb}: {results}"
-        return None if errors[0] else tuple(results)
+        if errors[0] is None:
+            return tuple(results)
+        assert str(results[1]) == str(results[0])
+        return None
 
     # ---- operations
 

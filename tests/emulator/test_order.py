@@ -7,6 +7,7 @@ from reference.hashing import partition_of
 
 from embstore.engines.cuda.order import SortBy, scan, sort
 
+N_INTERLEAVINGS = 30
 SIZES = (0, 1, 31, 32, 33, 255, 256, 257, 1000, 5000)
 
 
@@ -34,6 +35,16 @@ def test_scan_in_place_of_as_many_as_the_device_says(card):
     assert np.array_equal(card.get(at, 700, np.uint32), expected)
 
 
+def test_scans_of_many_rounds_in_any_interleaving():
+    counts = np.random.default_rng(1).integers(0, 1000, 2000).astype(np.uint32)
+    for seed in range(1, 1 + N_INTERLEAVINGS):
+        card = Card(seed=seed, max_blocks=1)
+        at = card.put(counts)
+        scan(card.launcher, at, len(counts), at)
+        found = card.get(at, len(counts), np.uint32)
+        assert np.array_equal(found, np.cumsum(counts) - counts)
+
+
 def sorted_by_card(card, keys, kind, n_at=None, **options):
     out = card.put(np.full(len(keys), 77), np.uint32)
     at = 0 if n_at is None else card.put([n_at], np.uint64)
@@ -58,6 +69,15 @@ def test_sort_of_more_items_than_segments_take_at_once(monkeypatch):
     order = sorted_by_card(card, words, SortBy.WORD, n_bits=9)
     assert np.array_equal(order, np.argsort(words, kind="stable"))
     card.check()
+
+
+def test_sorts_of_many_segments_in_any_interleaving(monkeypatch):
+    monkeypatch.setattr("embstore.engines.cuda.order.ITEMS_PER_SEGMENT", 32)
+    words = np.random.default_rng(5).integers(0, 9, 1000).astype(np.uint32)
+    for seed in range(1, 1 + N_INTERLEAVINGS):
+        card = Card(seed=seed, max_blocks=1)
+        order = sorted_by_card(card, words, SortBy.WORD, n_bits=8)
+        assert np.array_equal(order, np.argsort(words, kind="stable"))
 
 
 def test_sort_keeps_equal_words_as_they_come(card):

@@ -225,7 +225,7 @@ def bad_batch(card, optimizer):
     table = HandTable(card, Shape(10, optimizer), np.arange(8))
     keys = np.array([99, 1, 5, 3, 2, 3, 5, 1] + [6] * 40)
     grads = some_grads(len(keys), 10)
-    grads[0, 0], grads[5, 9], grads[6, 3] = np.nan, np.inf, np.nan
+    grads[0, 0], grads[5, 9], grads[6] = np.nan, np.inf, np.nan  # the last in all columns
     distinct, batch = table.batch(keys)
     g = sum_duplicates(grads, batch.inverse, len(batch.keys))
     return table, distinct, batch, g, [Part(len(keys), card.put(grads))]

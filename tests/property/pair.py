@@ -236,6 +236,8 @@ class Pair:
         candidates = table.candidates()
         for name, expected in zip(("keys", "counts", "epochs"), model.candidates(), strict=True):
             assert_same(getattr(candidates, name), expected, f"candidates.{name}")
+        counted = table._engine.stats()
+        assert (counted["n_live"], counted["n_candidates"]) == (len(model), len(candidates.keys))
         state, expected = table._engine.get_state(), model.get_state()
         for name in STATE_FIELDS:
             assert state[name] == getattr(expected, name), (

@@ -4,30 +4,37 @@ A new key takes the place of another in its two buckets, by kernels alone: the h
 of them, but where an eviction sink wants the rows or the change log must grow.
 """
 
+import numpy as np
+
 from embstore.engines import kernels, native
 from embstore.engines.cuda.batch import Distinct
+from embstore.engines.cuda.capture import CudaCapture
 from embstore.engines.cuda.content import CudaContent
 from embstore.engines.cuda.core import TALLY_BYTES
 from embstore.engines.cuda.device import Device, Memory, Queue
 from embstore.engines.cuda.evict import remove
+from embstore.engines.cuda.fused import not_recorded
+from embstore.engines.cuda.launch import packed
 from embstore.engines.cuda.order import scan
 from embstore.engines.cuda.removing import CudaRemoving
 from embstore.engines.cuda.row_bits import RowList, set_bytes
 from embstore.engines.cuda.snapshot import Cut
 from embstore.engines.cuda.storage import TakenLog
+from embstore.engines.engine import Keys
 from embstore.engines.spec import TableSpec
 from embstore.engines.types import Rows
-from embstore.errors import ArgumentError
 
 TILE = 8
+PIN_THREADS = 1 << 13  # in a graph
 UNKNOWN = 2**64  # of a bound: more than there is room for
 
 
 class CacheState:
     """What a cache keeps beside its storage.
 
-    `spared` is a set of rows that are no victims of a call, `tally` a struct CacheTally, and
-    `most_removed` a bound of the counter n_log that the host knows without waiting.
+    `spared` is a set of rows that are no victims of a call, `pins` the address of a struct
+    PinnedKeys, `tally` of a struct CacheTally, and `most_removed` a bound of the counter n_log that
+    the host knows without waiting.
     """
 
     NAMES = tuple(kernels.struct_fields("CacheTally"))
@@ -36,12 +43,30 @@ class CacheState:
         self.max_rows = max_rows
         self.spared: Memory = queue.alloc(set_bytes(max_rows))
         self._tally: Memory = queue.alloc(8 * len(self.NAMES))
+        self._pins: Memory = queue.alloc(8 * len(kernels.struct_fields("PinnedKeys")))
+        self._pinned_keys: Memory | None = None
+        self.set_pins(np.empty(0, np.int64), queue)
         self.most_removed = UNKNOWN
+
+    def set_pins(self, keys: Keys, queue: Queue) -> None:
+        """Replace the pinned keys."""
+        self._pinned_keys = queue.alloc(max(8, keys.nbytes))
+        if len(keys):
+            queue.upload(self._pinned_keys.address, keys)
+        fields = {"keys": self._pinned_keys.address, "n": len(keys)}
+        names = kernels.struct_fields("PinnedKeys")
+        queue.upload(self._pins.address, packed(names, fields, "PinnedKeys"))
 
     @property
     def n_bytes(self) -> int:
         """Bytes that it holds."""
-        return self.spared.n_bytes + self._tally.n_bytes
+        held = (self.spared, self._tally, self._pins, self._pinned_keys)
+        return sum(memory.n_bytes for memory in held if memory is not None)
+
+    @property
+    def pins(self) -> int:
+        """Address of the pinned keys' struct."""
+        return self._pins.address
 
     @property
     def tally(self) -> int:
@@ -53,7 +78,7 @@ class CacheState:
         return self._tally.address + 8 * self.NAMES.index(name)
 
 
-class CudaCaching(CudaRemoving, CudaContent):
+class CudaCaching(CudaRemoving, CudaContent, CudaCapture):
     """Inserting into a cache, and importing into one; other tables are passed on."""
 
     def __init__(
@@ -111,19 +136,40 @@ class CudaCaching(CudaRemoving, CudaContent):
         if cache is None:
             return super()._insert(distinct, step, has_counts, may_be_late)
         if self._is_captured:
-            raise ArgumentError(f"{self._where}: inserts into a cache cannot be captured")
+            self._insert_or_evict(cache, distinct, self._clock.step_base, has_counts)
+            self._n_captured += distinct.n
+            return None
         if not may_be_late:
             self._check_late()
+        with not_recorded(self._launcher):
+            self._reserve_log(cache, distinct.n)
+            if self._config["collect_evicted"]:
+                self._reader.reserve(distinct.n)
         self._insert_or_evict(cache, distinct, step, has_counts)
         return None if has_counts else self._tally_of_births(cache)
+
+    def _make_room_for_replay(self) -> None:
+        """See to it that all keys of a replay could be new."""
+        cache = self._cache
+        if cache is None:
+            super()._make_room_for_replay()
+            return
+        self._check_late()
+        self._reserve_log(cache, self._n_captured)
+        if self._snapshot is not None:
+            self._snapshot.make_room(3 * self._n_captured)
+
+    def set_pins(self, keys: Keys) -> None:
+        """Replace the pinned keys."""
+        with self._writing():
+            super().set_pins(keys)
+            if self._cache is not None:
+                self._cache.set_pins(keys, self._launcher.queue)
 
     def _insert_or_evict(
         self, cache: CacheState, distinct: Distinct, step: int, has_counts: bool
     ) -> None:
         launcher, view, n = self._launcher, self._storage.view, distinct.n
-        self._reserve_log(cache, n)
-        if self._config["collect_evicted"]:
-            self._reader.reserve(n)
         names = ("victims", "from free", "evicting", "listed victims")
         victims, from_free, evicting, listed = (
             launcher.scratch(f"cache {s}", 4 * n) for s in names
@@ -163,6 +209,7 @@ class CudaCaching(CudaRemoving, CudaContent):
             free_places=from_free,
             gone_places=evicting,
             step=self._relative(step),
+            now=self._now_address,
         )
         launcher.run("settle_cache", 1, table=view, batch=self._tally.address, cache=cache.tally)
 
@@ -170,14 +217,12 @@ class CudaCaching(CudaRemoving, CudaContent):
         """Mark the rows of the batch and of pins: nobody evicts them."""
         spared = cache.spared
         self._launcher.queue.fill(spared.address, 0, spared.n_bytes)
-        fields = {"rows": distinct.rows, "n_unique": distinct.n_unique, "spared": spared.address}
-        self._launcher.run("spare_rows_of_batch", distinct.n, **fields)
-        if len(self._pins):
-            pins = self._pin_keys()
-            fields = {"keys": pins.address, "n": pins.n, "spared": spared.address}
-            self._launcher.run(
-                "spare_rows_of_pins", TILE * pins.n, table=self._storage.view, **fields
-            )
+        batch = {"rows": distinct.rows, "n_unique": distinct.n_unique}
+        self._launcher.run("spare_rows_of_batch", distinct.n, **batch, spared=spared.address)
+        if len(self._pins) or self._is_captured:  # there may be pins at a replay
+            pins = {"table": self._storage.view, "pins": cache.pins}
+            n_threads = PIN_THREADS if self._is_captured else TILE * len(self._pins)
+            self._launcher.run("spare_rows_of_pins", n_threads, **pins, spared=spared.address)
 
     def _collect(self, victims: RowList) -> None:
         """Read rows before they are written over."""

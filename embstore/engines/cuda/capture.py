@@ -25,6 +25,11 @@ class CudaCapture(CudaCore):
         with self._entered():
             if self._capture is not None:
                 raise ArgumentError(f"{self._where}: capturing() is inside another")
+            if self._config["collect_evicted"]:
+                raise ArgumentError(
+                    f"{self._where}: capturing: on_evict gets rows that the host reads after "
+                    f"every call, which a graph cannot do"
+                )
             capture = Capture(self._launcher.queue)
         self._captures.append(capture)
         self._capture = capture

@@ -22,6 +22,7 @@ from embstore.engines.cuda.batch import MOST_KEYS, Distinct
 from embstore.engines.cuda.bounds import Bounds
 from embstore.engines.cuda.clock import BASE_KEPT, BASE_SPAN, Clock
 from embstore.engines.cuda.device import Device, Event, Queue
+from embstore.engines.cuda.fused import Recorder
 from embstore.engines.cuda.launch import KeepingLauncher, Launcher
 from embstore.engines.cuda.row_bits import DeviceTable, RowList
 from embstore.engines.cuda.snapshot import Cut
@@ -88,6 +89,8 @@ class CudaCore:
         self._lock = threading.RLock()
         self._is_closed = False
         self._strict = False
+        self._is_fused = False  # what is queued now is recorded, in a call over many tables
+        self._read_recorder: Recorder | None = None
         self._has_late = False  # calls that were not waited for may have gone wrong
         self._depth = 0  # calls of this thread that are inside each other
         self._last_call: Event | None = None
@@ -281,8 +284,21 @@ class CudaCore:
             is_home = queue.handle == self._launcher.queue.handle
             if self._last_call is not None and not is_home:
                 queue.wait_for(self._last_call)
-            yield launcher
-            self._readers[queue.handle] = (launcher, queue.record())
+            recorder = self._read_recorder
+            if recorder is None:
+                yield launcher
+                self._readers[queue.handle] = (launcher, queue.record())
+                return
+            self._readers[queue.handle] = (launcher, None)  # whoever runs it leaves the mark
+            launcher.queue = recorder
+            try:
+                yield launcher
+            finally:
+                launcher.queue = queue
+
+    def _reader_of(self, handle: int) -> Launcher:
+        """Return the launcher of the reads on a stream."""
+        return self._readers[handle][0]
 
     def close(self) -> None:
         """Give the memory back, as soon as no other thread is inside a call."""

@@ -27,6 +27,7 @@ from embstore.errors import InternalError, OutOfMemoryError
 BLOCKS_PER_MULTIPROCESSOR = 8
 PIECE_BYTES = 4 << 20  # of an upload
 STAGED_BYTES = 64 << 20  # of all uploads of a device under way
+OF_MANY = "_of_many"  # the variant of a kernel that runs it side by side; simt.h
 SUCCESS, NOT_READY = 0, 600  # of cudaError_t
 DEFAULT_STREAMS = (0, 1)  # cudaStream_t: null, and cudaStreamLegacy
 NO_MEMORY = (
@@ -199,6 +200,14 @@ class CupyQueue:
             struct = args.reshape(-1).view(layout)
             function((max(1, blocks),), (BLOCK_THREADS,), (struct,), stream=self._stream)
 
+    def launch_many(self, kernel: str, n_threads: int, args: int, n: int) -> None:
+        """Run a kernel n times side by side; see `Queue.launch_many`."""
+        with self._device.current():
+            function, _ = self._device.kernel(kernel + OF_MANY)
+            blocks = min(-(-n_threads // BLOCK_THREADS), self._device.max_blocks)
+            grid = (max(1, blocks), n)
+            function(grid, (BLOCK_THREADS,), (np.uint64(args),), stream=self._stream)
+
     def is_capturing(self) -> bool:
         """Return whether what is queued goes into a graph; the default stream is never captured."""
         if self.handle in DEFAULT_STREAMS:
@@ -296,7 +305,8 @@ class CupyDevice:
             module.load(cubins[unit])
             for name, fields in arguments.items():
                 layout = np.dtype((np.void, 8 * len(fields)))
-                loaded[name] = module.get_function(name), layout
+                for variant in (name, name + OF_MANY):
+                    loaded[variant] = module.get_function(variant), layout
         return loaded
 
     @contextlib.contextmanager

@@ -91,6 +91,13 @@ class Queue(Protocol):
         """
         ...
 
+    def launch_many(self, kernel: str, n_threads: int, args: int, n: int) -> None:
+        """Run a kernel n times side by side, each with the same number of blocks.
+
+        `args` is the address of n argument structs, one after another, in the device's memory.
+        """
+        ...
+
     def is_capturing(self) -> bool:
         """Return whether what is queued goes into a graph that is being captured."""
         ...

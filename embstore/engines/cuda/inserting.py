@@ -14,6 +14,7 @@ from embstore.engines.cuda.core import (
     CudaCore,
     is_late,
 )
+from embstore.engines.cuda.fused import not_recorded
 from embstore.engines.cuda.room import Budget, Needs, rows_to_remain
 from embstore.engines.cuda.row_bits import RowList
 from embstore.engines.cuda.storage import has_room
@@ -42,12 +43,13 @@ class CudaInserting(CudaCore):
 
     def _insert_parts(self, parts: Sequence[Part], step: int, admit_always: bool) -> CudaTicket:
         given = [a for part in parts for a in (part.keys, part.counts, part.rows)]
-        may_be_late = is_late(self._strict, *given)
-        self._check_captured(may_be_late)
+        self._check_captured(is_late(self._strict, *given))
+        may_be_late = not self._strict
         if not self._is_captured:
-            self._advance_base(step)
-            step = self._clamped(step)
-            self._maintain(step)
+            with not_recorded(self._launcher):
+                self._advance_base(step)
+                step = self._clamped(step)
+                self._maintain(step)
         keys, counts, n = self._upload_joined(parts)
         distinct = self._distinct(keys, counts, n)
         admits = ADMITS_ALL if admit_always else ADMITS_BY_POLICY
@@ -84,8 +86,16 @@ class CudaInserting(CudaCore):
             self._protect(distinct.rows, distinct.n, distinct.n_unique)
             self._commit(distinct, step, has_counts)
             self._bounds.add(distinct.n, distinct.n)
-            self._bounds.send(self._launcher.queue, self._storage.counters_address)
+            if not self._is_fused:
+                self._bounds.send(self._launcher.queue, self._storage.counters_address)
             return None
+        with not_recorded(self._launcher):
+            return self._insert_exactly(distinct, step, has_counts, may_be_late)
+
+    def _insert_exactly(
+        self, distinct: Distinct, step: int, has_counts: bool, may_be_late: bool
+    ) -> dict[str, int]:
+        """Insert by numbers that the host waits for."""
         tally, counters = self._tallied(distinct), self._counters()
         if not may_be_late:
             self._check_late()
@@ -226,7 +236,7 @@ class CudaInserting(CudaCore):
         if is_here:
             out = self._upload("rows_out", part.rows)
         else:
-            out = launcher.scratch("rows_out", part.rows.nbytes)
+            out = launcher.scratch(f"rows_out_{first}", part.rows.nbytes)
         launcher.run(
             "gather_batch",
             8 * part.n_keys,
@@ -238,7 +248,7 @@ class CudaInserting(CudaCore):
             out_dtype=DTYPE_NUMBERS[part.rows.dtype],
         )
         if not is_here:
-            launcher.queue.download(out, part.rows)
+            launcher.give(out, part.rows)
 
     def _pool_batch(self, distinct: Distinct, first: int, part: Part) -> None:
         raise NotImplementedError

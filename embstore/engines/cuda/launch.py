@@ -1,6 +1,7 @@
 """Kernels by name and fields: what stands between the engine's steps and a queue."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,10 @@ class Launcher:
         """Return the address of at least `n_bytes` that hold nothing in particular."""
         held = self._scratch.get(name)
         if held is None or held.n_bytes < n_bytes:
-            self._scratch.pop(name, None)
+            old = self._scratch.pop(name, None)
+            kept = getattr(self.queue, "kept", None)  # of work that was recorded, and has not run
+            if kept is not None:
+                kept.append(old)
             held = self.queue.alloc(max(256, n_bytes + n_bytes // 4))
             self._scratch[name] = held
         return held.address
@@ -37,6 +41,14 @@ class Launcher:
     def alloc(self, n_bytes: int) -> Memory:
         """Return uninitialized memory."""
         return self.queue.alloc(n_bytes)
+
+    def give(self, source: int, out: NDArray[Any], keep: object = None) -> None:
+        """Fill an array of the host, now or at the end of a call over many tables."""
+        later = getattr(self.queue, "give", None)
+        if later is None:
+            self.queue.download(source, out)
+        else:
+            later(source, out, keep)
 
     @property
     def scratch_bytes(self) -> int:

@@ -10,6 +10,7 @@ from embstore.engines import native
 from embstore.engines.cuda import pooling
 from embstore.engines.cuda.core import DTYPE_NUMBERS, CudaCore, floats_at, keys_at
 from embstore.engines.cuda.device import Memory, Queue
+from embstore.engines.cuda.fused import give
 from embstore.engines.cuda.launch import Launcher
 from embstore.engines.device_arrays import DeviceArray
 from embstore.engines.engine import Keys, Part
@@ -76,12 +77,12 @@ class CudaReading(CudaCore):
                 first_missing=0 if first_missing is None else first_missing.address,
                 **dict.fromkeys(outputs, 0) | at,
             )
-            queue = launcher.queue
+            queue = launcher.queue  # or what records for it
         if first_missing is not None:
             self._check_all_found(queue, first_missing, keys)
         for name, memory in late.items():
             if given[name].nbytes:
-                queue.download(memory.address, given[name])
+                give(queue, memory.address, given[name], memory)
 
     def _check_all_found(self, queue: Queue, first_missing: Memory, keys: Keys) -> None:
         position = np.empty(1, np.uint64)
@@ -131,7 +132,7 @@ class CudaReading(CudaCore):
             late = self._pool(launcher, part, rows, 0)
             queue = launcher.queue
         if late is not None:
-            queue.download(late.address, part.rows)
+            give(queue, late.address, part.rows, late)
 
     def _pool(self, launcher: Launcher, part: Part, rows: int, inverse: int) -> Memory | None:
         """Pool rows into those of a part; return where they are if they go to the host."""

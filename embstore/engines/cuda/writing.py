@@ -1,6 +1,9 @@
 """The verbs of a CUDA table that write values: apply_gradients and assign; semantics, section 6."""
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from embstore.engines import native
 from embstore.engines.cuda import training
@@ -19,42 +22,56 @@ class CudaWriting(CudaInserting, CudaReading):
 
     # ---- apply_gradients
 
-    def _apply(self, batch: JoinedBatch, step: int) -> ApplyReport:
+    def _sum_up(self, batch: JoinedBatch, step: int) -> "Summed":
+        """Sum the gradients of a batch: the part of apply_gradients that may fail."""
         given = [array for part in batch.parts for array in (part.keys, part.rows)]
-        with self._writing():
-            late = is_late(self._strict, *given)
-            self._check_captured(late)
-            late = self._is_captured or (late and step - self._clock.step_base < BASE_SPAN)
-            distinct = self._distinct_of(batch)
-            on_nonfinite = self._config["on_nonfinite"]
-            parts = [self._grad_part(place, part) for place, part in enumerate(batch.parts)]
-            sums = training.sum_up(
-                self._launcher, self._storage.view, distinct, parts, self._spec.dim, on_nonfinite
-            )
-            report = None
-            if not late:
-                self._check_late()
-                counts = training.counted(self._launcher, sums.counts)
-                self._check_finite(distinct, counts)
-                report = report_of(counts, self._spec.on_nonfinite)
-            if not self._is_captured:
-                self._advance_base(step)
-            self._protect(distinct.rows, distinct.n, distinct.n_unique)
-            if not self._is_captured:
-                step = self._clamped(step)
-                self._clock.train(step, self._betas)
-            how = training.Step(
-                batch.lr,
-                self._clock.beta1_power,
-                self._clock.beta2_power,
-                self._clock.n_train_steps,
-                self._relative(step),
-                self._has_row_sums,
-                on_nonfinite,
-                self._now_address,
-            )
-            training.update(self._launcher, self._storage.view, distinct, sums, self._spec.dim, how)
-            return report or self._late_report(sums.counts)
+        late = is_late(self._strict, *given)
+        self._check_captured(late)
+        if not late:
+            self._check_late()
+        distinct = self._distinct_of(batch)
+        parts = [self._grad_part(place, part) for place, part in enumerate(batch.parts)]
+        sums = training.sum_up(
+            self._launcher,
+            self._storage.view,
+            distinct,
+            parts,
+            self._spec.dim,
+            self._config["on_nonfinite"],
+        )
+        late = self._is_captured or (late and step - self._clock.step_base < BASE_SPAN)
+        summed = Summed(self, batch, distinct, sums, None)
+        if not late:
+            summed.counts = np.empty(len(training.COUNTS), np.uint64)
+            self._launcher.give(sums.counts, summed.counts)
+        return summed
+
+    def _update(self, summed: "Summed", step: int) -> ApplyReport:
+        """Update the rows by sums; raise before the first one changes if one is not finite."""
+        report, distinct = None, summed.distinct
+        if summed.counts is not None:
+            counts = dict(zip(training.COUNTS, summed.counts.tolist(), strict=True))
+            self._check_finite(distinct, counts)
+            report = report_of(counts, self._spec.on_nonfinite)
+        if not self._is_captured:
+            self._advance_base(step)
+        self._protect(distinct.rows, distinct.n, distinct.n_unique)
+        if not self._is_captured:
+            step = self._clamped(step)
+            self._clock.train(step, self._betas)
+        how = training.Step(
+            summed.batch.lr,
+            self._clock.beta1_power,
+            self._clock.beta2_power,
+            self._clock.n_train_steps,
+            self._relative(step),
+            self._has_row_sums,
+            self._config["on_nonfinite"],
+            self._now_address,
+        )
+        view, dim = self._storage.view, self._spec.dim
+        training.update(self._launcher, view, distinct, summed.sums, dim, how)
+        return report or self._late_report(summed.sums.counts)
 
     def _late_report(self, counts: int) -> LateReport:
         """Return the report of a call that did not wait."""
@@ -63,9 +80,11 @@ class CudaWriting(CudaInserting, CudaReading):
         memory, queue = self._launcher.alloc(n_bytes), self._launcher.queue
         queue.copy(memory.address, counts, n_bytes)
 
+        home = getattr(queue, "real", queue)
+
         def read() -> ApplyReport:
             values = np.empty(len(training.COUNTS), np.uint64)
-            queue.download(memory.address, values)
+            home.download(memory.address, values)
             counted = dict(zip(training.COUNTS, values.tolist(), strict=True))
             return report_of(counted, self._spec.on_nonfinite)
 
@@ -148,7 +167,18 @@ class CudaWriting(CudaInserting, CudaReading):
         inverse = distinct.inverse + 4 * first
         late = self._pool(self._launcher, part, distinct.rows, inverse)
         if late is not None:
-            self._launcher.queue.download(late.address, part.rows)
+            self._launcher.give(late.address, part.rows, late)
+
+
+@dataclass
+class Summed:
+    """The summed gradients of a batch; `counts` (COUNTS) where the call waits for them."""
+
+    engine: CudaWriting
+    batch: JoinedBatch
+    distinct: Distinct
+    sums: training.Sums
+    counts: NDArray[np.uint64] | None
 
 
 def report_of(counts: dict[str, int], on_nonfinite: str) -> ApplyReport:

@@ -30,6 +30,12 @@ struct CacheTally {
   uint64_t n_homeless;   // rows that an import found no cell for
 };
 
+// Keys that nobody evicts, where a captured graph finds them anew.
+struct PinnedKeys {
+  const int64_t* keys;
+  uint64_t n;
+};
+
 struct Buckets {
   uint64_t first;
   uint64_t second;

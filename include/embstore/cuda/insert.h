@@ -49,8 +49,7 @@ EMB_DEVICE Decision decide(const IndexTile& tile, const TableView& t, uint64_t k
   uint32_t before = 0;
   if (tile.lane() == 0 && admits != Admits::kNone) before = counted_before(t, key, found.word);
   before = tile.shfl(before, 0);
-  const bool admits_all =
-      admits == Admits::kAll || static_cast<AdmissionKind>(t.admission_kind) == AdmissionKind::kAll;
+  const bool admits_all = admits == Admits::kAll || static_cast<AdmissionKind>(t.admission_kind) == AdmissionKind::kAll;
   const bool is_in = admits_all || is_admitted(before, occurrences, static_cast<uint32_t>(t.min_count));
   return Decision{is_in && admits != Admits::kNone ? kInserted : kPending, kNoRow, before, found.cell};
 }

@@ -28,10 +28,15 @@ struct alignas(16) Pair {
 #define EMB_DEVICE __device__ static inline  // a function
 #define EMB_METHOD __device__ inline         // a member
 
-// Begins a kernel `void name(Args a)`.
-#define EMB_KERNEL(name, Args)                                    \
-  static_assert(sizeof(Args) % 8 == 0, "fields of 8 bytes each"); \
-  extern "C" __global__ void __launch_bounds__(256, 1) name(const Args a)
+// Begins a kernel `void name(Args a)`; `name_of_many` runs it side by side, once for each row of blocks.
+#define EMB_KERNEL(name, Args)                                                                   \
+  static_assert(sizeof(Args) % 8 == 0, "fields of 8 bytes each");                                \
+  __device__ __forceinline__ void body_of_##name(const Args& a);                                 \
+  extern "C" __global__ void __launch_bounds__(256, 1) name(const Args a) { body_of_##name(a); } \
+  extern "C" __global__ void __launch_bounds__(256, 1) name##_of_many(const Args* all) {         \
+    body_of_##name(all[blockIdx.y]);                                                             \
+  }                                                                                              \
+  __device__ __forceinline__ void body_of_##name(const Args& a)
 
 // Declares `type name[n]`, uninitialized, one for the block.
 #define EMB_SHARED(type, name, n) __shared__ type name[n]
