@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from embstore.engines import kernels
-from embstore.engines.cuda.core import Capture, CudaCore
-from embstore.engines.cuda.launch import packed
+from embstore.engines.cuda.core import CudaCore
+from embstore.engines.cuda.launch import Capture, packed
 from embstore.errors import ArgumentError
 
 

@@ -21,9 +21,10 @@ from embstore.engines import kernels, native, streams
 from embstore.engines.cuda.batch import MOST_KEYS, Distinct
 from embstore.engines.cuda.bounds import Bounds
 from embstore.engines.cuda.clock import BASE_KEPT, BASE_SPAN, Clock
+from embstore.engines.cuda.crossing import array_at, floats_at, keys_at, put_keys
 from embstore.engines.cuda.device import Device, Event, Queue
 from embstore.engines.cuda.fused import Recorder
-from embstore.engines.cuda.launch import KeepingLauncher, Launcher
+from embstore.engines.cuda.launch import Capture, Launcher
 from embstore.engines.cuda.row_bits import DeviceTable, RowList
 from embstore.engines.cuda.snapshot import Cut
 from embstore.engines.cuda.storage import Counters, Storage, TakenLog
@@ -48,26 +49,6 @@ COUNTED_NAMES = (
     *("n_grads_dropped", "n_grads_stale", "n_nonfinite", "n_steps_clamped", "n_bloom_added"),
 )
 DTYPE_NUMBERS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
-
-
-class Capture:
-    """The memory of calls that are captured: it lives as long as their table."""
-
-    def __init__(self, home: Queue) -> None:
-        self._launcher = KeepingLauncher(home)
-        self._readers: dict[int, KeepingLauncher] = {}
-        self._was_captured = False
-
-    def begin(self, is_captured: bool) -> Launcher:
-        """Return the launcher of a writer's call; captured ones use the memory of those before."""
-        if is_captured and not self._was_captured:
-            self._launcher.rewind()
-        self._was_captured = is_captured
-        return self._launcher
-
-    def reader(self, queue: Queue) -> Launcher:
-        """Return the launcher of reads on a stream."""
-        return self._readers.setdefault(queue.handle, KeepingLauncher(queue))
 
 
 class CudaCore:
@@ -496,50 +477,3 @@ class CudaCore:
         if len(out):
             self._launcher.queue.download(source, out)
         out.setflags(write=False)
-
-
-def array_at(launcher: Launcher, name: str, array: NDArray[Any]) -> int:
-    """Return the address of an array: of the card itself, or of scratch that holds a copy."""
-    if isinstance(array, DeviceArray):
-        return array.address
-    address = launcher.scratch(name, array.nbytes)
-    if array.nbytes:
-        launcher.queue.upload(address, array)
-    return address
-
-
-def floats_at(launcher: Launcher, name: str, array: NDArray[Any]) -> int:
-    """Return the address of numbers as float32; those of 16 bits on a card are widened."""
-    if isinstance(array, DeviceArray) and array.dtype == np.float16:
-        wide = launcher.scratch(name, 2 * array.nbytes)
-        n = array.size
-        launcher.run("widen_halves", n, halves=array.address, n=n, out=wide)
-        return wide
-    return array_at(launcher, name, array)
-
-
-def put_keys(launcher: Launcher, to: int, keys: NDArray[Any]) -> None:
-    """Write keys of the host or of a card to an address, widened to 64 bits."""
-    n = len(keys)
-    if not isinstance(keys, DeviceArray):
-        if n:
-            launcher.queue.upload(to, keys)
-    elif keys.dtype.itemsize == 8:
-        launcher.queue.copy(to, keys.address, keys.nbytes)
-    else:
-        is_signed = keys.dtype.kind == "i"
-        launcher.run("widen_keys", n, keys=keys.address, n=n, is_signed=is_signed, out=to)
-
-
-def keys_at(launcher: Launcher, name: str, keys: NDArray[Any]) -> int:
-    """Return the address of keys of 64 bits: of the card's own, or of scratch that holds them."""
-    if isinstance(keys, DeviceArray) and keys.dtype.itemsize == 8:
-        return keys.address
-    to = launcher.scratch(name, 8 * len(keys))
-    put_keys(launcher, to, keys)
-    return to
-
-
-def is_late(strict: bool, *given: object) -> bool:
-    """Return whether a call may return before the card is done: all its arrays are of the card."""
-    return not strict and all(a is None or isinstance(a, DeviceArray) for a in given)

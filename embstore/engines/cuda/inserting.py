@@ -12,8 +12,8 @@ from embstore.engines.cuda.core import (
     DTYPE_NUMBERS,
     TALLY_BYTES,
     CudaCore,
-    is_late,
 )
+from embstore.engines.cuda.crossing import is_late
 from embstore.engines.cuda.fused import not_recorded
 from embstore.engines.cuda.room import Budget, Needs, rows_to_remain
 from embstore.engines.cuda.row_bits import RowList

@@ -84,6 +84,26 @@ class KeepingLauncher(Launcher):
         self._next = 0
 
 
+class Capture:
+    """The memory of calls that are captured: it lives as long as their table."""
+
+    def __init__(self, home: Queue) -> None:
+        self._launcher = KeepingLauncher(home)
+        self._readers: dict[int, KeepingLauncher] = {}
+        self._was_captured = False
+
+    def begin(self, is_captured: bool) -> Launcher:
+        """Return the launcher of a writer's call; captured ones use the memory of those before."""
+        if is_captured and not self._was_captured:
+            self._launcher.rewind()
+        self._was_captured = is_captured
+        return self._launcher
+
+    def reader(self, queue: Queue) -> Launcher:
+        """Return the launcher of reads on a stream."""
+        return self._readers.setdefault(queue.handle, KeepingLauncher(queue))
+
+
 def packed(
     types: Mapping[str, str], fields: Mapping[str, int | float], where: str
 ) -> NDArray[np.uint64]:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from embstore.engines import native
 from embstore.engines.cuda import pooling
-from embstore.engines.cuda.core import DTYPE_NUMBERS, CudaCore, floats_at, keys_at
+from embstore.engines.cuda.core import DTYPE_NUMBERS, CudaCore
+from embstore.engines.cuda.crossing import floats_at, keys_at
 from embstore.engines.cuda.device import Memory, Queue
 from embstore.engines.cuda.fused import give
 from embstore.engines.cuda.launch import Launcher

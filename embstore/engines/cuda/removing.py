@@ -8,7 +8,8 @@ from embstore.engines.cuda import evict as eviction
 from embstore.engines.cuda import transfer, upkeep
 from embstore.engines.cuda.batch import Distinct
 from embstore.engines.cuda.clock import candidate_grain, next_multiple
-from embstore.engines.cuda.core import CudaCore, keys_at
+from embstore.engines.cuda.core import CudaCore
+from embstore.engines.cuda.crossing import keys_at
 from embstore.engines.cuda.row_bits import RowList
 from embstore.engines.engine import Keys
 from embstore.engines.types import EvictReport, Rows

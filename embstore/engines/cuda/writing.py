@@ -9,7 +9,8 @@ from embstore.engines import native
 from embstore.engines.cuda import training
 from embstore.engines.cuda.batch import CudaTicket, Distinct
 from embstore.engines.cuda.clock import BASE_SPAN
-from embstore.engines.cuda.core import ADMITS_ALL, ADMITS_NONE, is_late, keys_at
+from embstore.engines.cuda.core import ADMITS_ALL, ADMITS_NONE
+from embstore.engines.cuda.crossing import is_late, keys_at
 from embstore.engines.cuda.inserting import CudaInserting
 from embstore.engines.cuda.reading import POOL_MODES, CudaReading
 from embstore.engines.engine import Floats, JoinedBatch, Keys, Part
