@@ -308,7 +308,10 @@ def test_every_kernel_compiles_and_spills_nothing(arch, folder, tmp_path):
         if kernels.target_of(arch) != arch:
             pytest.skip(f"NVRTC {version} does not compile for sm_{arch}")
         compiler, found = f"NVRTC {version[0]}.{version[1]}", kernels.resources(arch, sources)
-    assert set(found) == set(sources.kernel_arguments())
+    expected = set(sources.kernel_arguments())
+    if folder == "src/cuda":  # whose macro makes two of each
+        expected |= {f"{name}_of_many" for name in expected}
+    assert set(found) == expected
     for name, used in sorted(found.items()):
         print(
             f"sm_{arch} {compiler} {name}: {used.registers} registers, {used.spill_bytes} bytes "

@@ -40,6 +40,7 @@ class LazyQueue(EmulatedQueue):
     def push(self, do, after=None):
         if after is not None and after.graph is not None:
             self.graph = after.graph  # this stream joins the capture
+            assert self.handle != 0, "the default stream cannot be captured"
         if self.graph is not None:
             assert after is None or after.graph is self.graph, "a graph waits for what is not in it"
             self.graph.append(do)
@@ -112,6 +113,7 @@ class LazyQueue(EmulatedQueue):
         return self.graph is not None
 
     def begin_capture(self):
+        assert self.handle != 0, "the default stream cannot be captured"
         self.graph = []
 
     def end_capture(self):

@@ -30,7 +30,7 @@ class CudaCapture(CudaCore):
                     f"{self._where}: capturing: on_evict gets rows that the host reads after "
                     f"every call, which a graph cannot do"
                 )
-            capture = Capture(self._launcher.queue)
+            capture = Capture(self._own_launcher.queue)
         self._captures.append(capture)
         self._capture = capture
         try:
@@ -57,6 +57,7 @@ class CudaCapture(CudaCore):
                 self._caller.wait_for(self._launcher.queue.record())
             yield
             self._launcher.queue.wait_for(self._caller.record())
+            self._has_late = True
             self._bounds.add(self._n_captured, self._n_captured)
             self._bounds.send(self._launcher.queue, self._storage.counters_address)
 
@@ -71,6 +72,7 @@ class CudaCapture(CudaCore):
         """See to it that all keys of a replay could be new."""
         n, max_rows, storage = self._n_captured, self._spec.max_rows, self._storage
         self._check_late()
+        self._renew_index()
         if not self._surely_fits(n):
             counters = self._counters()
             if max_rows is not None and counters.n_live + n > max_rows:
@@ -85,6 +87,9 @@ class CudaCapture(CudaCore):
             self._snapshot.make_room(2 * n)
 
     def _surely_fits(self, n: int) -> bool:
+        raise NotImplementedError
+
+    def _renew_index(self) -> None:
         raise NotImplementedError
 
     def _write_now(self, step: int, lr: float) -> None:

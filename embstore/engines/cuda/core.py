@@ -193,16 +193,20 @@ class CudaCore:
             yield
 
     def _begin_call(self) -> None:
-        """Let the table's stream go on after the caller's, and after all reads."""
-        home = self._launcher.queue
+        """Let the table's stream go on after the caller's, and after all reads.
+
+        What is captured stays on the caller's stream: a replay is ordered by `replaying`.
+        """
+        home = self._own_launcher.queue
         self._caller = self._device.queue(streams.current())
         self._is_captured = self._is_capture_of(self._caller)
         if self._capture is not None:
-            self._launcher = self._capture.begin(self._is_captured)
-        if self._caller.handle != home.handle:
-            home.wait_for(self._caller.record())
+            queue = self._caller if self._is_captured else home
+            self._launcher = self._capture.begin(queue, self._is_captured)
         if self._is_captured:
             return
+        if self._caller.handle != home.handle:
+            home.wait_for(self._caller.record())
         for handle, (launcher, event) in self._readers.items():
             if event is not None and handle not in (home.handle, self._caller.handle):
                 home.wait_for(event)
@@ -211,12 +215,11 @@ class CudaCore:
 
     def _end_call(self) -> None:
         """Let the caller's stream go on after the table's, and reads on any."""
-        home = self._launcher.queue
-        event = home.record()
-        if self._caller.handle != home.handle:
-            self._caller.wait_for(event)
         if not self._is_captured:
-            self._last_call = event
+            home = self._own_launcher.queue
+            self._last_call = home.record()
+            if self._caller.handle != home.handle:
+                self._caller.wait_for(self._last_call)
         self._is_captured = False
         self._launcher = self._own_launcher
 
@@ -236,6 +239,12 @@ class CudaCore:
             raise ArgumentError(
                 f"{self._where}: a captured call takes arrays of the card alone, of a table that "
                 f"is not strict"
+            )
+
+    def _check_captured_parts(self, parts: Sequence[Part]) -> None:
+        if self._is_captured and any(part.bags is not None for part in parts):
+            raise ArgumentError(
+                f"{self._where}: bags cannot be captured: their offsets are looked at on the host"
             )
 
     @property
@@ -262,7 +271,7 @@ class CudaCore:
                 launcher = self._capture.reader(queue)
             elif launcher is None:
                 launcher = Launcher(queue)
-            is_home = queue.handle == self._launcher.queue.handle
+            is_home = queue.handle == self._own_launcher.queue.handle
             if self._last_call is not None and not is_home:
                 queue.wait_for(self._last_call)
             recorder = self._read_recorder

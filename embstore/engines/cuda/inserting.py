@@ -44,12 +44,14 @@ class CudaInserting(CudaCore):
     def _insert_parts(self, parts: Sequence[Part], step: int, admit_always: bool) -> CudaTicket:
         given = [a for part in parts for a in (part.keys, part.counts, part.rows)]
         self._check_captured(is_late(self._strict, *given))
+        self._check_captured_parts(parts)
         may_be_late = not self._strict
         if not self._is_captured:
             with not_recorded(self._launcher):
                 self._advance_base(step)
                 step = self._clamped(step)
                 self._maintain(step)
+                self._renew_index()
         keys, counts, n = self._upload_joined(parts)
         distinct = self._distinct(keys, counts, n)
         admits = ADMITS_ALL if admit_always else ADMITS_BY_POLICY
@@ -65,6 +67,20 @@ class CudaInserting(CudaCore):
 
     def _maintain(self, step: int) -> None:
         raise NotImplementedError
+
+    def _renew_index(self) -> None:
+        """Make the index anew where the marks of keys that have left may slow searches down.
+
+        A mark says that a key has gone past a bucket, and stays when the key is removed.
+        """
+        storage, numbers = self._storage, self._numbers
+        n_gone = numbers.n_gone
+        if n_gone - storage.n_gone_at_rehash <= storage.n_cells // 2 or self._spec.is_cache:
+            return
+        budget = Budget(storage, numbers, self._max_bytes)
+        if budget.fits_beside(storage.index_bytes):
+            storage.rehash(storage.n_lines)
+            storage.n_gone_at_rehash = n_gone
 
     # ---- planning
 
@@ -203,6 +219,7 @@ class CudaInserting(CudaCore):
         if has_grown:
             storage.write_descriptor()
         if storage.reserve_cells(counters.n_live + counters.n_candidates + n_cells):
+            storage.n_gone_at_rehash = counters.n_gone
             distinct.find_cells_again(self._launcher, storage.view)
 
     # ---- committing

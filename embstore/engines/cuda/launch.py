@@ -92,11 +92,15 @@ class Capture:
         self._readers: dict[int, KeepingLauncher] = {}
         self._was_captured = False
 
-    def begin(self, is_captured: bool) -> Launcher:
-        """Return the launcher of a writer's call; captured ones use the memory of those before."""
+    def begin(self, queue: Queue, is_captured: bool) -> Launcher:
+        """Return the launcher of a writer's call on a queue.
+
+        Captured calls use the memory of those before them, which were not.
+        """
         if is_captured and not self._was_captured:
             self._launcher.rewind()
         self._was_captured = is_captured
+        self._launcher.queue = queue
         return self._launcher
 
     def reader(self, queue: Queue) -> Launcher:

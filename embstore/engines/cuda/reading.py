@@ -15,7 +15,7 @@ from embstore.engines.cuda.fused import give
 from embstore.engines.cuda.launch import Launcher
 from embstore.engines.device_arrays import DeviceArray
 from embstore.engines.engine import Keys, Part
-from embstore.errors import InternalError, MissingKeyError
+from embstore.errors import ArgumentError, InternalError, MissingKeyError
 
 NO_POSITION = 2**64 - 1
 POOL_MODES = {"sum": 0, "mean": 1, "sqrtn": 2}
@@ -131,6 +131,11 @@ class CudaReading(CudaCore):
             raise InternalError(f"bags read default rows for missing keys, not {missing!r}")
         n = len(part.keys)
         with self._reading() as launcher:
+            if launcher.queue.is_capturing():
+                raise ArgumentError(
+                    f"{self._where}: bags cannot be captured: their offsets are looked at on the "
+                    f"host"
+                )
             rows = launcher.scratch("pooled_ids", 4 * n)
             launcher.run(
                 "find_rows",

@@ -82,6 +82,10 @@ class Budget:
             return True
         return self.bytes_with(n_rows, n_cells, n_victims) <= self.max_bytes
 
+    def fits_beside(self, n_bytes: int) -> bool:
+        """Return whether so many bytes more fit for a moment."""
+        return self.max_bytes is None or self.bytes_with(0, 0) + n_bytes <= self.max_bytes
+
     def fitting_prefix(self, needs: Needs, n_victims: int) -> int:
         """Return how many of the missing keys, from the first, can be served."""
         n = len(needs.missing)

@@ -99,6 +99,11 @@ class Counters:
         except ValueError:
             raise AttributeError(name) from None
 
+    @property
+    def n_gone(self) -> int:
+        """Rows and candidates that ever left the index."""
+        return self.n_removals + self.n_candidates_expired
+
     def as_dict(self) -> dict[str, int]:
         """Return all of them by name."""
         return dict(zip(self.NAMES, self.values.tolist(), strict=True))
@@ -122,6 +127,7 @@ class Storage:
         self.shape = row_shape(spec, hbm_bytes)
         self.chunks = RowChunks(launcher, device, self.shape, hbm_bytes)
         self.n_lines = 0
+        self.n_gone_at_rehash = 0  # rows and candidates that had left when the index was made
         alloc = launcher.alloc
         self._names = kernels.struct_fields("TableView")
         self._descriptor = alloc(8 * len(self._names))
@@ -397,6 +403,16 @@ class Storage:
         self.launcher.queue.fill(memory.address, 0, n_lines * LINE_BYTES)
         self.n_lines = n_lines
         return memory
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the index."""
+        return self.n_lines * LINE_CELLS
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the index."""
+        return self.n_lines * LINE_BYTES
 
     def reserve_cells(self, n_cells: int) -> bool:
         """Make room for so many cells in all; return whether the index grew."""
