@@ -4,6 +4,8 @@ A new key takes the place of another in its two buckets, by kernels alone: the h
 of them, but where an eviction sink wants the rows or the change log must grow.
 """
 
+import os
+
 import numpy as np
 
 from embstore.engines import kernels, native
@@ -97,7 +99,7 @@ class CudaCaching(CudaRemoving, CudaContent, CudaCapture):
     def close(self) -> None:
         """Give the memory back, as soon as no other thread is inside a call."""
         super().close()
-        with self._lock:
+        if os.getpid() == self._pid:  # in a forked child the memory, and perhaps the lock, is held
             self._cache = None
 
     def _held_bytes(self) -> int:
