@@ -400,7 +400,7 @@ EVICTION = (
         "test_evict.py",
     ),
     of_header(
-        "the partial sums of a norm are four",
+        "columns of a norm are added twice",
         "evict.h",
         "column += kRowPartials) {\n    const float x",
         "column += 8) {\n    const float x",
