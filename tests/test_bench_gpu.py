@@ -82,6 +82,13 @@ def test_loads_are_what_they_say(ran):
             assert case.notes["load_measured"] == pytest.approx(case.axes["load"], abs=0.03)
 
 
+def test_rows_lie_where_their_share_says(ran):
+    cases = [c for c in ran[1].cases if c.name == "rows on the host"]
+    n_bytes = [c.notes["nbytes_host"] for c in cases]
+    assert [c.axes["host_share"] for c in cases] == [0.0, 0.5, 1.0]
+    assert n_bytes[0] == 0 < n_bytes[1] < n_bytes[2]
+
+
 def test_every_target_has_its_line(ran):
     _, found, _, lacks = ran
     lines = [*closing_lines([found], lacks, targets.ROWS)]

@@ -21,7 +21,8 @@ def measure(session):
 def measure_share(session, share):
     """Measure one share, on a fifth of the rows."""
     n_rows = session.rows_that_fit(4 * DIM, session.scale.n_rows // 5)
-    filled = new_table(session, DIM, n_rows, hbm_bytes=int((1 - share) * n_rows * 4 * DIM))
+    on_card = None if share == 0 else int((1 - share) * n_rows * 4 * DIM)
+    filled = new_table(session, DIM, n_rows, hbm_bytes=on_card)
     try:
         filled.fill_to(LOAD)
         axes = filled.axes(LOAD, host_share=share, rows_in=session.crossing.place("find"))
