@@ -30,13 +30,13 @@ struct alignas(16) Pair {
 
 // Begins a kernel `void name(Args a)`; `name_of_many` runs it side by side, once for each row of blocks. Blocks of
 // `resident` shall fit on a multiprocessor at once, which bounds the registers.
-#define EMB_KERNEL_RESIDENT(name, Args, resident)                                                                   \
-  static_assert(sizeof(Args) % 8 == 0, "fields of 8 bytes each");                                                   \
-  __device__ __forceinline__ void body_of_##name(const Args& a);                                                    \
-  extern "C" __global__ void __launch_bounds__(256, resident) name(const Args a) { body_of_##name(a); }             \
-  extern "C" __global__ void __launch_bounds__(256, resident) name##_of_many(const Args* all) {                     \
-    body_of_##name(all[blockIdx.y]);                                                                                \
-  }                                                                                                                 \
+#define EMB_KERNEL_RESIDENT(name, Args, resident)                                                       \
+  static_assert(sizeof(Args) % 8 == 0, "fields of 8 bytes each");                                       \
+  __device__ __forceinline__ void body_of_##name(const Args& a);                                        \
+  extern "C" __global__ void __launch_bounds__(256, resident) name(const Args a) { body_of_##name(a); } \
+  extern "C" __global__ void __launch_bounds__(256, resident) name##_of_many(const Args* all) {         \
+    body_of_##name(all[blockIdx.y]);                                                                    \
+  }                                                                                                     \
   __device__ __forceinline__ void body_of_##name(const Args& a)
 
 #define EMB_KERNEL(name, Args) EMB_KERNEL_RESIDENT(name, Args, 1)
