@@ -412,8 +412,9 @@ EVICTION = (
         (
             (
                 HEADERS + "evict.h",
-                "    free_cell(t, cells[i]);\n",
-                "    free_cell(t, cells[i]);\n    if (i == 0) fetch_add(&t.counters->n_free, n);\n",
+                "    if (cells[i] != kNoCell) free_cell(t, cells[i]);\n",
+                "    if (cells[i] != kNoCell) free_cell(t, cells[i]);\n"
+                "    if (i == 0) fetch_add(&t.counters->n_free, n);\n",
             ),
             (HEADERS + "evict.h", "  c->n_free += n;\n", ""),
         ),
