@@ -520,8 +520,8 @@ TRAINING = (
     of_header(
         "bags are added from left to right",
         "pooling.h",
-        "size <= kReduceBlock ? sum_short_bag",
-        "size <= ~uint64_t{0} ? sum_short_bag",
+        "  const uint64_t n_blocks = (size - 1) / kReduceBlock + 1;\n",
+        "  const uint64_t n_blocks = 1, kReduceBlock = ~uint64_t{0};\n",
         "test_pooling.py",
     ),
     of_header(
