@@ -67,29 +67,36 @@ class Allocations:
     def __init__(self):
         self.violations = []
         self._n_bytes = {}  # by address
+        self._pinned = set()  # addresses of the host's memory
         self._quarantine = collections.deque()
+        self._n_quarantined = 0  # bytes
         self._lock = threading.RLock()  # a finalizer may run inside any call
 
-    def add(self, address, n_bytes):
+    def add(self, address, n_bytes, is_pinned):
         with self._lock:
             self._n_bytes[address] = n_bytes
+            if is_pinned:
+                self._pinned.add(address)
 
     def remove(self, whole, begin, n_bytes):
         """Forget memory that is given back, and look at its red zones."""
         with self._lock:
             del self._n_bytes[whole.ctypes.data + begin]
+            self._pinned.discard(whole.ctypes.data + begin)
             fault = fault_of(whole, begin, n_bytes)
             if fault is not None:
                 self.violations.append(fault)
             whole[:] = FREED
             self._quarantine.append(whole)
+            self._n_quarantined += len(whole)
             self.release(QUARANTINE_BYTES)
 
     def release(self, n_bytes=0):
         """Let all but `n_bytes` leave the quarantine, and look whether it was written to."""
         with self._lock:
-            while sum(len(whole) for whole in self._quarantine) > n_bytes:
+            while self._n_quarantined > n_bytes:
                 whole = self._quarantine.popleft()
+                self._n_quarantined -= len(whole)
                 if (whole != FREED).any():
                     self.violations.append(f"{len(whole)} bytes were written after they were freed")
 
@@ -105,8 +112,15 @@ class Allocations:
 
     @property
     def n_bytes(self):
+        """Bytes in use, of the device and pinned."""
         with self._lock:
             return sum(self._n_bytes.values())
+
+    @property
+    def n_pinned_bytes(self):
+        """Those of the host."""
+        with self._lock:
+            return sum(self._n_bytes[address] for address in self._pinned)
 
     def __len__(self):
         return len(self._n_bytes)
@@ -124,14 +138,14 @@ def fault_of(whole, begin, n_bytes):
 class EmulatedMemory:
     """Bytes between red zones, at a multiple of 256; pinned memory too."""
 
-    def __init__(self, allocations, n_bytes, fill):
+    def __init__(self, allocations, n_bytes, fill, is_pinned=False):
         self._whole = np.empty(n_bytes + 2 * RED_BYTES + ALIGNMENT, dtype=np.uint8)
         self._begin = -(self._whole.ctypes.data + RED_BYTES) % ALIGNMENT + RED_BYTES
         self._whole[:] = RED
         self.n_bytes = n_bytes
         self.address = self._whole.ctypes.data + self._begin
         self.array[:] = fill
-        allocations.add(self.address, n_bytes)
+        allocations.add(self.address, n_bytes, is_pinned)
         weakref.finalize(self, allocations.remove, self._whole, self._begin, n_bytes)
 
     @property
@@ -242,16 +256,19 @@ class EmulatedDevice:
         The most blocks of a launch: few, so that kernels stride.
     memory_bytes
         The size of the memory; None is without bound.
+    pinned_bytes
+        The same of the host's.
     emulator
         An `Emulator`; None is that of `build.library()`.
     """
 
     name = "cuda:0"
 
-    def __init__(self, seed=0, max_blocks=4, memory_bytes=None, emulator=None):
+    def __init__(self, seed=0, max_blocks=4, memory_bytes=None, emulator=None, pinned_bytes=None):
         self.emulator = emulator or Emulator(library())
         self.max_blocks = max_blocks
         self.memory_bytes = memory_bytes
+        self.pinned_bytes = pinned_bytes
         self.current_stream = 0
         self.allocations = Allocations()
         self.launches = collections.Counter()  # by kernel
@@ -277,7 +294,11 @@ class EmulatedDevice:
         return self._queues.setdefault(handle, EmulatedQueue(self, handle))
 
     def alloc_pinned(self, n_bytes):
-        return self.new_memory(n_bytes, 0)
+        n_bytes = int(n_bytes)
+        n_held = self.allocations.n_pinned_bytes
+        if self.pinned_bytes is not None and n_held + n_bytes > self.pinned_bytes:
+            raise OutOfMemoryError(f"{n_bytes} bytes: the host has {self.pinned_bytes} in all")
+        return EmulatedMemory(self.allocations, n_bytes, 0, is_pinned=True)
 
     def new_array(self, shape, dtype, queue):
         shape = tuple(int(n) for n in shape)
@@ -293,7 +314,8 @@ class EmulatedDevice:
 
     def new_memory(self, n_bytes, fill):
         n_bytes = int(n_bytes)
-        if self.memory_bytes is not None and self.allocations.n_bytes + n_bytes > self.memory_bytes:
+        n_held = self.allocations.n_bytes - self.allocations.n_pinned_bytes
+        if self.memory_bytes is not None and n_held + n_bytes > self.memory_bytes:
             raise OutOfMemoryError(f"{n_bytes} bytes: the device has {self.memory_bytes} in all")
         return EmulatedMemory(self.allocations, n_bytes, fill)
 

@@ -45,6 +45,8 @@ class CudaInserting(CudaCore):
         distinct = self._distinct(keys, counts, n)
         admits = ADMITS_ALL if admit_always else ADMITS_BY_POLICY
         distinct.look_up(self._launcher, self._storage.view, admits)
+        for part in parts:
+            self._launcher.scratch("rows_out", part.rows.nbytes)  # it may fail, so before births
         self._insert(distinct, step, has_counts=True)
         self._clock.saw(step)
         first = 0
