@@ -99,3 +99,11 @@ def emulated_device(monkeypatch):
     device = EmulatedDevice()
     monkeypatch.setattr(status, "PROVIDER", lambda name: device)
     return device
+
+
+@pytest.fixture
+def split_tables(monkeypatch):
+    """Let every table of ``device="cuda"`` have rows in both memories, which change places."""
+    from emulator import split
+
+    split.split_tables(monkeypatch)

@@ -182,6 +182,13 @@ CASES = {
     "reserve float": (lambda s: s.table.reserve(1e6), TYPE, ["n_rows", "1000000.0"]),
     "plan": (lambda s: s.table.plan(-1), VALUE, ["n_rows", "-1"]),
     "plan of nothing": (lambda s: es.Table.plan(10), TYPE, ["dim"]),
+    "plan of a card on the CPU": (
+        lambda s: es.Table.plan(10, dim=2, hbm_bytes=5),
+        VALUE,
+        ["Table.plan", "hbm_bytes=5", "on a card"],
+    ),
+    "promote": (lambda s: s.table.promote(-1), VALUE, ["Table.promote", "max_rows", "-1"]),
+    "promote float": (lambda s: s.table.promote(2.0), TYPE, ["max_rows", "2.0"]),
     "untracked": (lambda s: s.other.changes(), VALUE, ["track_changes"]),
     "unknown feature": (
         lambda s: s.store.find_many({"item": s.keys}),

@@ -134,6 +134,9 @@ CHECKPOINTS = {
     ),
     "verify": (loads(unchanged, verify="some"), VALUE, ["verify", "'some'"]),
     "load hash_seed": (loads(unchanged, hash_seed=-1), VALUE, ["hash_seed"]),
+    "load hbm_bytes": (
+        loads(unchanged, hbm_bytes=7), VALUE, ["Table.load", "hbm_bytes=7", "device='cpu'"],
+    ),
     "load device": (loads(unchanged, device="gpu"), VALUE, ["device", "'gpu'"]),
     "save extra": (lambda s: s.table.save(s.folder / "x", extra={"f": print}), TYPE, ["extra"]),
     "save into a file": (

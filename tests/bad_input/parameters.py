@@ -43,6 +43,11 @@ TABLES = {
     "on_evict": ({"on_evict": []}, TYPE, ["on_evict", "callable"]),
     "device": ({"device": "gpu"}, VALUE, ["device", "'gpu'"]),
     "device int": ({"device": 0}, TYPE, ["device", "0"]),
+    "hbm_bytes on the CPU": (
+        {"hbm_bytes": 0}, VALUE, ["hbm_bytes=0", "on a card", "device='cpu'"],
+    ),
+    "hbm_bytes negative": ({"device": "cuda", "hbm_bytes": -1}, VALUE, ["hbm_bytes", "-1"]),
+    "hbm_bytes float": ({"device": "cuda", "hbm_bytes": 1e9}, TYPE, ["hbm_bytes", "1000000000.0"]),
     "capacity of no bound": (
         {"eviction": es.CapacityEviction("step")}, VALUE, ["CapacityEviction", "max_rows"],
     ),

@@ -68,18 +68,22 @@ class Allocations:
     def __init__(self):
         self.violations = []
         self._n_bytes = {}  # by address
+        self._pinned = set()  # addresses of the host's memory
         self._quarantine = collections.deque()
         self._n_quarantined = 0  # bytes
         self._lock = threading.RLock()  # a finalizer may run inside any call
 
-    def add(self, address, n_bytes):
+    def add(self, address, n_bytes, is_pinned):
         with self._lock:
             self._n_bytes[address] = n_bytes
+            if is_pinned:
+                self._pinned.add(address)
 
     def remove(self, whole, begin, n_bytes):
         """Forget memory that is given back, and look at its red zones."""
         with self._lock:
             del self._n_bytes[whole.ctypes.data + begin]
+            self._pinned.discard(whole.ctypes.data + begin)
             fault = fault_of(whole, begin, n_bytes)
             if fault is not None:
                 self.violations.append(fault)
@@ -117,8 +121,15 @@ class Allocations:
 
     @property
     def n_bytes(self):
+        """Bytes in use, of the device and pinned."""
         with self._lock:
             return sum(n_bytes for _, n_bytes in self._held())
+
+    def bytes_of(self, is_pinned):
+        """Those of the device alone, or of the host's pinned memory alone."""
+        with self._lock:
+            held = self._held()
+            return sum(n for address, n in held if (address in self._pinned) == is_pinned)
 
     def __len__(self):
         return len(self._n_bytes)
@@ -136,14 +147,14 @@ def fault_of(whole, begin, n_bytes):
 class EmulatedMemory:
     """Bytes between red zones, at a multiple of 256; pinned memory too."""
 
-    def __init__(self, allocations, n_bytes, fill, free=None):
+    def __init__(self, allocations, n_bytes, fill, free=None, is_pinned=False):
         self._whole = np.empty(n_bytes + 2 * RED_BYTES + ALIGNMENT, dtype=np.uint8)
         self._begin = -(self._whole.ctypes.data + RED_BYTES) % ALIGNMENT + RED_BYTES
         self._whole[:] = RED
         self.n_bytes = n_bytes
         self.address = self._whole.ctypes.data + self._begin
         self.array[:] = fill
-        allocations.add(self.address, n_bytes)
+        allocations.add(self.address, n_bytes, is_pinned)
         remove = functools.partial(allocations.remove, self._whole, self._begin, n_bytes)
         weakref.finalize(
             self, remove if free is None else free, *([] if free is None else [remove])
@@ -278,16 +289,19 @@ class EmulatedDevice:
         The most blocks of a launch: few, so that kernels stride.
     memory_bytes
         The size of the memory; None is without bound.
+    pinned_bytes
+        The same of the host's.
     emulator
         An `Emulator`; None is that of `build.library_of_devices()`.
     """
 
     name = "cuda:0"
 
-    def __init__(self, seed=0, max_blocks=4, memory_bytes=None, emulator=None):
+    def __init__(self, seed=0, max_blocks=4, memory_bytes=None, emulator=None, pinned_bytes=None):
         self.emulator = emulator or Emulator(library_of_devices())
         self.max_blocks = max_blocks
         self.memory_bytes = memory_bytes
+        self.pinned_bytes = pinned_bytes
         self.current_stream = 0
         self.allocations = Allocations()
         self.launches = collections.Counter()  # by kernel
@@ -314,7 +328,7 @@ class EmulatedDevice:
         return self._queues.setdefault(handle, EmulatedQueue(self, handle))
 
     def alloc_pinned(self, n_bytes):
-        return self.new_memory(n_bytes, 0)
+        return self.new_memory(n_bytes, 0, is_pinned=True)
 
     def new_array(self, shape, dtype, queue):
         shape = tuple(int(n) for n in shape)
@@ -328,11 +342,14 @@ class EmulatedDevice:
         array.numpy()[...] = values
         return array
 
-    def new_memory(self, n_bytes, fill):
+    def new_memory(self, n_bytes, fill, free=None, is_pinned=False):
         n_bytes = int(n_bytes)
-        if self.memory_bytes is not None and self.allocations.n_bytes + n_bytes > self.memory_bytes:
-            raise OutOfMemoryError(f"{n_bytes} bytes: the device has {self.memory_bytes} in all")
-        return EmulatedMemory(self.allocations, n_bytes, fill)
+        whose, most = "device", self.memory_bytes
+        if is_pinned:
+            whose, most = "host", self.pinned_bytes
+        if most is not None and self.allocations.bytes_of(is_pinned) + n_bytes > most:
+            raise OutOfMemoryError(f"{n_bytes} bytes: the {whose} has {most} in all")
+        return EmulatedMemory(self.allocations, n_bytes, fill, free, is_pinned)
 
     def launch_many(self, kernel, n_threads, args, n):
         """Run a kernel with each of n structs at an address."""

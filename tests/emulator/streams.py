@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 
-from .device import GARBAGE, EmulatedArray, EmulatedDevice, EmulatedMemory, EmulatedQueue
+from .device import GARBAGE, EmulatedArray, EmulatedDevice, EmulatedQueue
 
 
 class LazyEvent:
@@ -145,8 +145,8 @@ class LazyDevice(EmulatedDevice):
         with self.lock:
             return list(self._queues.values())
 
-    def new_memory(self, n_bytes, fill, free=None):
-        return EmulatedMemory(self.allocations, int(n_bytes), fill, free or self.free_later)
+    def new_memory(self, n_bytes, fill, free=None, is_pinned=False):
+        return super().new_memory(n_bytes, fill, free or self.free_later, is_pinned)
 
     def free_later(self, remove):
         """Give pinned memory back once all that is queued now is done."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from embstore.engines.cuda.device import Device, Event, PinnedMemory, Queue
 from embstore.engines.cuda.storage import Counters
+from embstore.errors import OutOfMemoryError
 
 
 class Bounds:
@@ -38,12 +39,18 @@ class Bounds:
         self._n_since_sent += max(n_rows, n_cells)
 
     def send(self, queue: Queue, counters: int) -> None:
-        """Send the counters behind the calls of a queue, unless others are on their way."""
+        """Send the counters behind the calls of a queue, unless others are on their way.
+
+        Where the host has no memory for them, the bounds stay as they are: calls wait sooner.
+        """
         if self._event is not None:
             return
         n_bytes = 8 * len(Counters.NAMES)
         if self._pinned is None:
-            self._pinned = self._device.alloc_pinned(n_bytes)
+            try:
+                self._pinned = self._device.alloc_pinned(n_bytes)
+            except OutOfMemoryError:
+                return
         queue.copy(self._pinned.address, counters, n_bytes)
         self._event = queue.record()
         self._n_since_sent = 0

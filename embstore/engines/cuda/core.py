@@ -424,6 +424,10 @@ class CudaCore:
             array = self._device.new_array(shape, dtype, queue)
         return cast(NDArray[Any], of_interface(array, "an output", self._where))
 
+    def _pool(self, launcher: Launcher, part: Part, rows: int, inverse: int, out: int) -> None:
+        """Pool rows of the table into those of a part, which are written to `out`."""
+        raise NotImplementedError
+
     def _upload(self, name: str, array: NDArray[Any]) -> int:
         """Return the address of an array: of the card itself, or of scratch that holds a copy."""
         return array_at(self._launcher, name, array)

@@ -56,14 +56,29 @@ class CudaInserting(CudaCore):
         distinct = self._distinct(keys, counts, n)
         admits = ADMITS_ALL if admit_always else ADMITS_BY_POLICY
         distinct.look_up(self._launcher, self._storage.view, admits)
+        outputs = self._outputs(parts)  # may fail, so before births
         self._insert(distinct, step, has_counts=True, may_be_late=may_be_late)
         if not self._is_captured:
             self._clock.saw(step)
         first = 0
-        for part in parts:
-            self._give_part(distinct, first, part)
+        for part, out in zip(parts, outputs, strict=True):
+            self._give_part(distinct, first, part, out)
             first += part.n_keys
         return CudaTicket(self, distinct, self._n_clears)
+
+    def _outputs(self, parts: Sequence[Part]) -> list[int]:
+        """Return where the rows of each part are written, and make what else its bags need."""
+        launcher, outputs = self._launcher, []
+        for number, part in enumerate(parts):
+            if isinstance(part.rows, DeviceArray):
+                outputs.append(part.rows.address)
+            else:
+                outputs.append(launcher.scratch(f"rows_out_{number}", part.rows.nbytes))
+            if part.bags is not None:
+                launcher.scratch("pool_offsets", part.bags.offsets.nbytes)
+            if part.bags is not None and part.bags.weights is not None:
+                launcher.scratch("pool_weights", 4 * part.bags.weights.size)
+        return outputs
 
     def _maintain(self, step: int) -> None:
         raise NotImplementedError
@@ -242,33 +257,26 @@ class CudaInserting(CudaCore):
         )
         self._launcher.run("settle_insert", 1, table=self._storage.view, tally=self._tally.address)
 
-    def _give_part(self, distinct: Distinct, first: int, part: Part) -> None:
-        """Write the rows of a part, whose keys begin at position `first` of the batch."""
-        if part.bags is not None:
-            self._pool_batch(distinct, first, part)
-            return
+    def _give_part(self, distinct: Distinct, first: int, part: Part, out: int) -> None:
+        """Write the rows of a part, whose keys begin at position `first` of the batch, to `out`."""
         if part.rows.size == 0:
             return
-        launcher, is_here = self._launcher, isinstance(part.rows, DeviceArray)
-        if is_here:
-            out = self._upload("rows_out", part.rows)
+        inverse = distinct.inverse + 4 * first
+        if part.bags is not None:
+            self._pool(self._launcher, part, distinct.rows, inverse, out)
         else:
-            out = launcher.scratch(f"rows_out_{first}", part.rows.nbytes)
-        launcher.run(
-            "gather_batch",
-            8 * part.n_keys,
-            table=self._storage.view,
-            inverse=distinct.inverse + 4 * first,
-            n=part.n_keys,
-            rows=distinct.rows,
-            out=out,
-            out_dtype=DTYPE_NUMBERS[part.rows.dtype],
-        )
-        if not is_here:
-            launcher.give(out, part.rows)
-
-    def _pool_batch(self, distinct: Distinct, first: int, part: Part) -> None:
-        raise NotImplementedError
+            self._launcher.run(
+                "gather_batch",
+                8 * part.n_keys,
+                table=self._storage.view,
+                inverse=inverse,
+                n=part.n_keys,
+                rows=distinct.rows,
+                out=out,
+                out_dtype=DTYPE_NUMBERS[part.rows.dtype],
+            )
+        if not isinstance(part.rows, DeviceArray):
+            self._launcher.give(out, part.rows)
 
     def reserve(self, n_rows: int) -> None:
         """Make memory for `n_rows` rows."""

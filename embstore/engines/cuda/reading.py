@@ -152,18 +152,19 @@ class CudaReading(CudaCore):
                 rows=rows,
                 first_missing=0,
             )
-            late = self._pool(launcher, part, rows, 0)
+            is_here = isinstance(part.rows, DeviceArray)
+            late = None if is_here else launcher.alloc(part.rows.nbytes)
+            self._pool(launcher, part, rows, 0, address_of(part.rows, late))
             queue = launcher.queue
         if late is not None:
             give(queue, late.address, part.rows, late)
 
-    def _pool(self, launcher: Launcher, part: Part, rows: int, inverse: int) -> Memory | None:
-        """Pool rows into those of a part; return where they are if they go to the host."""
+    def _pool(self, launcher: Launcher, part: Part, rows: int, inverse: int, out: int) -> None:
+        """Pool rows of the table into those of a part, which are written to `out`."""
         bags = part.bags
         assert bags is not None
         if bags.n_bags == 0:
-            return None
-        late = None if isinstance(part.rows, DeviceArray) else launcher.alloc(part.rows.nbytes)
+            return
         weights = 0
         if bags.weights is not None:
             weights = floats_at(launcher, "pool_weights", bags.weights)
@@ -176,12 +177,11 @@ class CudaReading(CudaCore):
             offsets,
             bags.n_bags,
             POOL_MODES[bags.mode],
-            address_of(part.rows, late),
+            out,
             self._spec.dim,
             inverse=inverse,
             weights=weights,
         )
-        return late
 
 
 def address_of(array: NDArray[Any], late: Memory | None) -> int:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from embstore.engines import kernels, native
+from embstore.engines import arrays, kernels, native
 from embstore.engines.cuda.chunks import (
     META_BYTES,
     RowChunks,
@@ -109,6 +110,17 @@ class Counters:
         return dict(zip(self.NAMES, self.values.tolist(), strict=True))
 
 
+def rounded_default(spec: TableSpec) -> NDArray[np.float32]:
+    """Return the default row (dim,) as keys without a row read it: rounded to the dtype."""
+    default = spec.default_values()
+    if default is None:
+        return np.zeros(spec.dim, np.float32)
+    if spec.dtype == "bfloat16":
+        return arrays.bfloat16_to_float32(arrays.float32_to_bfloat16(default))
+    with np.errstate(over="ignore"):
+        return default.astype(spec.stored_dtype).astype(np.float32)
+
+
 class Storage:
     """One table's memory. Belongs to whoever holds the engine's lock."""
 
@@ -134,11 +146,7 @@ class Storage:
         self._counters = alloc(self.counters_bytes)
         launcher.queue.fill(self._counters.address, 0, self.counters_bytes)
         self._default_row = alloc(4 * spec.dim)
-        default = spec.default_values()
-        launcher.queue.upload(
-            self._default_row.address,
-            np.zeros(spec.dim, np.float32) if default is None else default,
-        )
+        launcher.queue.upload(self._default_row.address, rounded_default(spec))
         self.bloom_bytes = N_PARTITIONS * spec.bloom_bytes
         self._bloom = alloc(max(self.bloom_bytes, 1))
         launcher.queue.fill(self._bloom.address, 0, max(self.bloom_bytes, 1))

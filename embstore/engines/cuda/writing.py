@@ -162,15 +162,6 @@ class CudaWriting(CudaInserting, CudaReading):
             self._clock.saw(step)
         return AssignReport(tally["n_found"], tally["n_new_rows"], tally["n_refused"])
 
-    # ---- pooling
-
-    def _pool_batch(self, distinct: Distinct, first: int, part: Part) -> None:
-        """Fill the pooled rows of a part whose keys begin at position `first` of a batch."""
-        inverse = distinct.inverse + 4 * first
-        late = self._pool(self._launcher, part, distinct.rows, inverse)
-        if late is not None:
-            self._launcher.give(late.address, part.rows, late)
-
 
 @dataclass
 class Summed:
