@@ -68,6 +68,7 @@ class Allocations:
         self.violations = []
         self._n_bytes = {}  # by address
         self._pinned = set()  # addresses of the host's memory
+        self.n_bytes = self.n_pinned_bytes = 0  # in use, all, and those of the host
         self._quarantine = collections.deque()
         self._n_quarantined = 0  # bytes
         self._lock = threading.RLock()  # a finalizer may run inside any call
@@ -75,14 +76,19 @@ class Allocations:
     def add(self, address, n_bytes, is_pinned):
         with self._lock:
             self._n_bytes[address] = n_bytes
+            self.n_bytes += n_bytes
             if is_pinned:
                 self._pinned.add(address)
+                self.n_pinned_bytes += n_bytes
 
     def remove(self, whole, begin, n_bytes):
         """Forget memory that is given back, and look at its red zones."""
         with self._lock:
-            del self._n_bytes[whole.ctypes.data + begin]
-            self._pinned.discard(whole.ctypes.data + begin)
+            address = whole.ctypes.data + begin
+            self.n_bytes -= self._n_bytes.pop(address)
+            if address in self._pinned:
+                self._pinned.remove(address)
+                self.n_pinned_bytes -= n_bytes
             fault = fault_of(whole, begin, n_bytes)
             if fault is not None:
                 self.violations.append(fault)
@@ -103,24 +109,13 @@ class Allocations:
     def require(self, address, n_bytes):
         """Raise AssertionError unless the bytes lie in one allocation."""
         with self._lock:
-            held = list(self._n_bytes.items())  # a finalizer may change it meanwhile
-        room = max((a + n - address for a, n in held if a <= address <= a + n), default=-1)
+            held = self._n_bytes.copy()  # a finalizer may change it meanwhile
+        rooms = (a + n - address for a, n in held.items() if a <= address <= a + n)
+        room = max(rooms, default=-1)
         if n_bytes > room:
             fault = f"{n_bytes} bytes at {address:#x} are not in one allocation"
             self.violations.append(fault)
             raise AssertionError(fault)
-
-    @property
-    def n_bytes(self):
-        """Bytes in use, of the device and pinned."""
-        with self._lock:
-            return sum(self._n_bytes.values())
-
-    @property
-    def n_pinned_bytes(self):
-        """Those of the host."""
-        with self._lock:
-            return sum(self._n_bytes[address] for address in self._pinned)
 
     def __len__(self):
         return len(self._n_bytes)
