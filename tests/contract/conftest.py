@@ -12,7 +12,7 @@ import embstore as es
 
 OF_SPLIT_TABLES = {
     *("test_tickets", "test_eviction", "test_snapshots", "test_optimizers", "test_changes"),
-    *("test_assign_erase", "test_export", "test_pooled"),
+    "test_assign_erase",
 }
 OF_LARGE_TABLES = {"test_reserve_changes_nothing_that_can_be_seen"}  # of too many tiny chunks
 
