@@ -70,7 +70,7 @@ def _add_table_options(add: Add) -> None:
         type=_options.integer(1),
         help="rows of each table; the longest untrained make room",
     )
-    add("--device", default="cpu", help="cpu, or cuda where there is one")
+    add("--device", default="cpu", help="cpu, cuda, cuda:N, or auto: a card where there is one")
 
 
 def _add_training_options(add: Add) -> None:
