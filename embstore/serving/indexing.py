@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from embstore import CancelledError, Table
 from embstore.checkpoint import MappedTable, ReadOnlySource
-from embstore.engines import Place
 
 
 class IndexJob:
@@ -26,11 +25,13 @@ class IndexJob:
         Who runs it.
     """
 
-    def __init__(self, source: MappedTable, place: Place, allow_nonfinite: bool) -> None:
+    def __init__(
+        self, source: MappedTable, place: tuple[str, int | None], allow_nonfinite: bool
+    ) -> None:
         self.table: Table | None = None
         self.error: Exception | None = None
         self._source: MappedTable | None = source
-        self._target = place
+        self._device, self._hbm_bytes = place
         self._allow_nonfinite = allow_nonfinite
         self._lock = threading.RLock()  # a finalizer may stop this inside of it
         self._is_stopped = False
@@ -49,8 +50,8 @@ class IndexJob:
             source = ReadOnlySource(self._source, self._check)
             table = Table.from_source(
                 source,
-                device=self._target.device,
-                hbm_bytes=self._target.hbm_bytes,
+                device=self._device,
+                hbm_bytes=self._hbm_bytes,
                 allow_nonfinite=self._allow_nonfinite,
             )
         except CancelledError:

@@ -7,7 +7,6 @@ from typing import Literal
 
 from embstore import Store, Table
 from embstore.checkpoint import MappedCheckpoint, map_tables
-from embstore.engines import Place, check_place
 from embstore.errors import ArgumentError, CheckpointMismatchError, EmbstoreError
 from embstore.serving.indexing import IndexJob, start
 from embstore.serving.store import ServingStore
@@ -65,13 +64,12 @@ def open(
     """
     where = "serving.open"
     _check_choices(where, verify, index)
-    place = check_place(device, hbm_bytes, where)
     opened = map_tables(path, None if name is None else [name], generation)
     if len(opened.tables) != 1:
         raise ArgumentError(
             f"{where}: name is needed, since {opened.path} holds {list(opened.tables)}"
         )
-    (table,) = _serve(opened, verify, index, allow_nonfinite, place)[0].values()
+    (table,) = _serve(opened, verify, index, allow_nonfinite, (device, hbm_bytes))[0].values()
     return table
 
 
@@ -95,11 +93,9 @@ def open_store(
     path, verify, index, generation, allow_nonfinite, device, hbm_bytes
         As for `open`. Indexes are built one after another.
     """
-    where = "serving.open_store"
-    _check_choices(where, verify, index)
-    place = check_place(device, hbm_bytes, where)
+    _check_choices("serving.open_store", verify, index)
     opened = map_tables(path, tables, generation)
-    served, empties = _serve(opened, verify, index, allow_nonfinite, place)
+    served, empties = _serve(opened, verify, index, allow_nonfinite, (device, hbm_bytes))
     features = (opened.store or {}).get("features")
     if isinstance(features, Mapping) and tables is not None:
         features = {feature: name for feature, name in features.items() if name in served}
@@ -123,9 +119,11 @@ def _serve(
     verify: str,
     index: str,
     allow_nonfinite: bool,
-    place: Place,
+    place: tuple[str, int | None],
 ) -> tuple[dict[str, ServingTable], dict[str, Table]]:
     """Return the tables of an open checkpoint, and an empty one for each."""
+    device, hbm_bytes = place
+    Table(1, device=device, hbm_bytes=hbm_bytes).close()  # an error of the place, not of the files
     empties: dict[str, Table] = {}
     jobs: dict[str, IndexJob] = {}
     with ExitStack() as undo:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from embstore import ClosedTableError, EmbstoreWarning, FindResult, Table
 from embstore.checkpoint import FoundRows, MappedTable, read_config
-from embstore.engines import Place
-from embstore.errors import CheckpointMismatchError, DeviceError, EmbstoreError
+from embstore.errors import CheckpointMismatchError, EmbstoreError
 from embstore.serving.indexing import IndexJob
 
 Missing = Literal["default", "initial", "raise"]
@@ -285,7 +284,7 @@ def as_int64(keys: Any) -> NDArray[np.int64]:
     return np.asarray(array).astype(np.int64, copy=False)
 
 
-def empty_table(source: MappedTable, place: Place) -> Table:
+def empty_table(source: MappedTable, place: tuple[str, int | None]) -> Table:
     """Return a table that reads as the saved one does where it has no rows.
 
     Raises
@@ -294,10 +293,9 @@ def empty_table(source: MappedTable, place: Place) -> Table:
         If the parameters that were saved are none of a table.
     """
     try:
+        device, hbm_bytes = place
         config = read_config(source.config)
-        empty = Table.from_config(config, device=place.device, hbm_bytes=place.hbm_bytes)
-    except DeviceError:
-        raise
+        empty = Table.from_config(config, device=device, hbm_bytes=hbm_bytes)
     except EmbstoreError as error:
         raise CheckpointMismatchError(f"{source.place}: {error}") from error
     for what in ("dim", "dtype"):
