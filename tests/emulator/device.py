@@ -156,9 +156,8 @@ class EmulatedMemory:
         self.array[:] = fill
         allocations.add(self.address, n_bytes, is_pinned)
         remove = functools.partial(allocations.remove, self._whole, self._begin, n_bytes)
-        weakref.finalize(
-            self, remove if free is None else free, *([] if free is None else [remove])
-        )
+        given_back = weakref.finalize(self, *([remove] if free is None else [free, remove]))
+        given_back.atexit = False  # threads that are stopped at exit may use it until then
 
     @property
     def __array_interface__(self):
