@@ -334,8 +334,18 @@ def test_random_programs_do_not_see_promotion(emulated_device, split_tables, see
 # ---- without memory
 
 
+def insert_rows(table, keys):
+    table.find_or_insert(keys, step=2)
+
+
+def insert_pooled(table, keys):
+    weights = np.ones(len(keys), np.float32)
+    table.pooled(keys, np.arange(len(keys) + 1), mode="sum", weights=weights, step=2)
+
+
+@pytest.mark.parametrize("insert", [insert_rows, insert_pooled])
 @pytest.mark.parametrize("bound", ["memory_bytes", "pinned_bytes"])
-def test_without_memory_nothing_changes(open_on, bound):
+def test_without_memory_nothing_changes(open_on, bound, insert):
     device = open_on()
     table = table_of(hbm_bytes=2 * CHUNK_ROWS * ROW_BYTES)
     train(table, np.arange(20), 1)
@@ -346,7 +356,7 @@ def test_without_memory_nothing_changes(open_on, bound):
     for n_spare in range(0, 200_000, 5000 if bound == "memory_bytes" else 50_000):
         setattr(device, bound, held + n_spare)
         try:
-            table.find_or_insert(np.arange(1000, 4000), step=2)
+            insert(table, np.arange(1000, 4000))
         except es.OutOfMemoryError:
             n_failed += 1
             setattr(device, bound, None)
@@ -357,7 +367,7 @@ def test_without_memory_nothing_changes(open_on, bound):
             break
     assert n_failed > 1
     setattr(device, bound, None)
-    table.find_or_insert(np.arange(1000, 4000), step=2)
+    insert(table, np.arange(1000, 4000))
     assert len(table) == 3020
 
 
