@@ -183,6 +183,7 @@ class Sums:
     sums: int
     is_bad: int
     counts: int
+    scalars: int
 
 
 def sum_up(
@@ -219,19 +220,19 @@ def sum_up(
     if on_nonfinite != ON_NONFINITE["allow"]:
         checked = {"is_bad": is_bad, "counts": counts}
     sums = add_up(launcher, view, runs, batch.rows, **checked)
-    return Sums(view, runs, sums, is_bad, counts)
+    scalars = launcher.scratch("update scalars", 64)  # here, for the update may not fail
+    return Sums(view, runs, sums, is_bad, counts, scalars)
 
 
 def update(
     launcher: Launcher, table: int, batch: Distinct, summed: Sums, dim: int, how: Step
 ) -> None:
     """Train the rows of a batch by its sums, unless one is not finite and that is an error."""
-    scalars = launcher.scratch("update scalars", 64)
     launcher.run(
         "prepare_update",
         1,
         table=table,
-        scalars=scalars,
+        scalars=summed.scalars,
         lr=how.lr,
         beta1_power=how.beta1_power,
         beta2_power=how.beta2_power,
@@ -254,7 +255,7 @@ def update(
         order=summed.runs.order,
         starts=summed.runs.starts,
         sums=summed.sums,
-        scalars=scalars,
+        scalars=summed.scalars,
         t=how.t,
         step=how.step,
         now=how.now,

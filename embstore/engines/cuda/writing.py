@@ -11,6 +11,7 @@ from embstore.engines.cuda.batch import CudaTicket, Distinct
 from embstore.engines.cuda.clock import BASE_SPAN
 from embstore.engines.cuda.core import ADMITS_ALL, ADMITS_NONE
 from embstore.engines.cuda.crossing import is_late, keys_at
+from embstore.engines.cuda.device import Memory
 from embstore.engines.cuda.inserting import CudaInserting
 from embstore.engines.cuda.reading import POOL_MODES, CudaReading
 from embstore.engines.engine import Floats, JoinedBatch, Keys, Part
@@ -42,11 +43,12 @@ class CudaWriting(CudaInserting, CudaReading):
             self._config["on_nonfinite"],
         )
         late = self._is_captured or (late and step - self._clock.step_base < BASE_SPAN)
-        summed = Summed(self, batch, distinct, sums, None)
-        if not late:
-            summed.counts = np.empty(len(training.COUNTS), np.uint64)
-            self._launcher.give(sums.counts, summed.counts)
-        return summed
+        if late:
+            report = self._launcher.alloc(8 * len(training.COUNTS))
+            return Summed(self, batch, distinct, sums, None, report)
+        counts = np.empty(len(training.COUNTS), np.uint64)
+        self._launcher.give(sums.counts, counts)
+        return Summed(self, batch, distinct, sums, counts, None)
 
     def _update(self, summed: "Summed", step: int) -> ApplyReport:
         """Update the rows by sums; raise before the first one changes if one is not finite."""
@@ -73,14 +75,14 @@ class CudaWriting(CudaInserting, CudaReading):
         )
         view, dim = self._storage.view, self._spec.dim
         training.update(self._launcher, view, distinct, summed.sums, dim, how)
-        return report or self._late_report(summed.sums.counts)
+        return report or self._late_report(summed)
 
-    def _late_report(self, counts: int) -> LateReport:
+    def _late_report(self, summed: "Summed") -> LateReport:
         """Return the report of a call that did not wait."""
-        n_bytes = 8 * len(training.COUNTS)
+        memory, queue = summed.report, self._launcher.queue
+        assert memory is not None
         self._has_late = True
-        memory, queue = self._launcher.alloc(n_bytes), self._launcher.queue
-        queue.copy(memory.address, counts, n_bytes)
+        queue.copy(memory.address, summed.sums.counts, 8 * len(training.COUNTS))
 
         home = getattr(queue, "real", queue)
 
@@ -165,13 +167,17 @@ class CudaWriting(CudaInserting, CudaReading):
 
 @dataclass
 class Summed:
-    """The summed gradients of a batch; `counts` (COUNTS) where the call waits for them."""
+    """The summed gradients of a batch.
+
+    `counts` (COUNTS) are there where the call waits for them; `report`, memory for them, where not.
+    """
 
     engine: CudaWriting
     batch: JoinedBatch
     distinct: Distinct
     sums: training.Sums
     counts: NDArray[np.uint64] | None
+    report: Memory | None
 
 
 def report_of(counts: dict[str, int], on_nonfinite: str) -> ApplyReport:
