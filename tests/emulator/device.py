@@ -291,7 +291,7 @@ class EmulatedDevice:
     pinned_bytes
         The same of the host's.
     emulator
-        An `Emulator`; None is that of `build.library_of_devices()`.
+        An `Emulator`; None is one of `library_of_devices()`.
     """
 
     name = "cuda:0"

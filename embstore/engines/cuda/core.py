@@ -21,7 +21,7 @@ from embstore.engines import kernels, native, streams
 from embstore.engines.cuda.batch import MOST_KEYS, Distinct
 from embstore.engines.cuda.bounds import Bounds
 from embstore.engines.cuda.clock import BASE_KEPT, BASE_SPAN, Clock
-from embstore.engines.cuda.crossing import array_at, floats_at, keys_at, put_keys
+from embstore.engines.cuda.crossing import array_at, floats_at, keys_at, put, put_keys
 from embstore.engines.cuda.device import Device, Event, Queue
 from embstore.engines.cuda.fused import Recorder
 from embstore.engines.cuda.launch import Capture, Launcher
@@ -35,7 +35,7 @@ from embstore.engines.cuda.transfer import (
     RowReader,
     RowWriter,
 )
-from embstore.engines.device_arrays import DeviceArray, of_interface
+from embstore.engines.device_arrays import of_interface
 from embstore.engines.engine import Part
 from embstore.engines.spec import TableSpec
 from embstore.engines.types import Rows
@@ -241,8 +241,9 @@ class CudaCore:
                 f"is not strict"
             )
 
-    def _check_captured_parts(self, parts: Sequence[Part]) -> None:
-        if self._is_captured and any(part.bags is not None for part in parts):
+    def _check_bags(self, parts: Sequence[Part], is_captured: bool) -> None:
+        """Raise if bags are to be captured."""
+        if is_captured and any(part.bags is not None for part in parts):
             raise ArgumentError(
                 f"{self._where}: bags cannot be captured: their offsets are looked at on the host"
             )
@@ -454,16 +455,9 @@ class CudaCore:
             put_keys(self._launcher, keys + 8 * at, part.keys)
             if has_counts:
                 ones = np.ones(part.n_keys, np.uint32) if part.counts is None else part.counts
-                self._put(counts_at + 4 * at, ones)
+                put(self._launcher, counts_at + 4 * at, ones)
             at += part.n_keys
         return keys, counts_at, n
-
-    def _put(self, to: int, array: NDArray[Any]) -> None:
-        """Copy an array of the host or of the card to an address."""
-        if isinstance(array, DeviceArray):
-            self._launcher.queue.copy(to, array.address, array.nbytes)
-        elif array.nbytes:
-            self._launcher.queue.upload(to, array)
 
     def _distinct(self, keys: int, counts: int | None, n: int) -> Distinct:
         """Return the distinct keys among those at an address."""

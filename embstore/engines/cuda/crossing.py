@@ -17,9 +17,16 @@ def array_at(launcher: Launcher, name: str, array: NDArray[Any]) -> int:
     if isinstance(array, DeviceArray):
         return array.address
     address = launcher.scratch(name, array.nbytes)
-    if array.nbytes:
-        launcher.queue.upload(address, array)
+    put(launcher, address, array)
     return address
+
+
+def put(launcher: Launcher, to: int, array: NDArray[Any]) -> None:
+    """Copy an array of the host or of a card to an address."""
+    if isinstance(array, DeviceArray):
+        launcher.queue.copy(to, array.address, array.nbytes)
+    elif array.nbytes:
+        launcher.queue.upload(to, array)
 
 
 def floats_at(launcher: Launcher, name: str, array: NDArray[Any]) -> int:
@@ -34,15 +41,11 @@ def floats_at(launcher: Launcher, name: str, array: NDArray[Any]) -> int:
 
 def put_keys(launcher: Launcher, to: int, keys: NDArray[Any]) -> None:
     """Write keys of the host or of a card to an address, widened to 64 bits."""
-    n = len(keys)
-    if not isinstance(keys, DeviceArray):
-        if n:
-            launcher.queue.upload(to, keys)
-    elif keys.dtype.itemsize == 8:
-        launcher.queue.copy(to, keys.address, keys.nbytes)
-    else:
-        is_signed = keys.dtype.kind == "i"
-        launcher.run("widen_keys", n, keys=keys.address, n=n, is_signed=is_signed, out=to)
+    if not isinstance(keys, DeviceArray) or keys.dtype.itemsize == 8:
+        put(launcher, to, keys)
+        return
+    n, is_signed = len(keys), keys.dtype.kind == "i"
+    launcher.run("widen_keys", n, keys=keys.address, n=n, is_signed=is_signed, out=to)
 
 
 def keys_at(launcher: Launcher, name: str, keys: NDArray[Any]) -> int:

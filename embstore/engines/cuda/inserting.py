@@ -44,7 +44,7 @@ class CudaInserting(CudaCore):
     def _insert_parts(self, parts: Sequence[Part], step: int, admit_always: bool) -> CudaTicket:
         given = [a for part in parts for a in (part.keys, part.counts, part.rows)]
         self._check_captured(is_late(self._strict, *given))
-        self._check_captured_parts(parts)
+        self._check_bags(parts, self._is_captured)
         may_be_late = not self._strict
         if not self._is_captured:
             with not_recorded(self._launcher):

@@ -21,9 +21,8 @@ class ManyWrites:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            for engine in sorted(
-                self._engines, key=id
-            ):  # so that two calls cannot block each other
+            # In one order, so that two calls cannot block each other.
+            for engine in sorted(self._engines, key=id):
                 stack.enter_context(engine._writing())
             self._stack = stack.pop_all()
         return self

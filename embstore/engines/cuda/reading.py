@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from embstore.engines import native
 from embstore.engines.cuda import pooling
 from embstore.engines.cuda.core import DTYPE_NUMBERS, CudaCore
-from embstore.engines.cuda.crossing import floats_at, keys_at
+from embstore.engines.cuda.crossing import array_at, floats_at, keys_at
 from embstore.engines.cuda.device import Memory, Queue
 from embstore.engines.cuda.fused import give
 from embstore.engines.cuda.launch import Launcher
 from embstore.engines.device_arrays import DeviceArray
 from embstore.engines.engine import Keys, Part
-from embstore.errors import ArgumentError, InternalError, MissingKeyError
+from embstore.errors import InternalError, MissingKeyError
 
 NO_POSITION = 2**64 - 1
 POOL_MODES = {"sum": 0, "mean": 1, "sqrtn": 2}
@@ -131,11 +131,7 @@ class CudaReading(CudaCore):
             raise InternalError(f"bags read default rows for missing keys, not {missing!r}")
         n = len(part.keys)
         with self._reading() as launcher:
-            if launcher.queue.is_capturing():
-                raise ArgumentError(
-                    f"{self._where}: bags cannot be captured: their offsets are looked at on the "
-                    f"host"
-                )
+            self._check_bags([part], launcher.queue.is_capturing())
             rows = launcher.scratch("pooled_ids", 4 * n)
             launcher.run(
                 "find_rows",
@@ -168,8 +164,7 @@ class CudaReading(CudaCore):
         weights = 0
         if bags.weights is not None:
             weights = floats_at(launcher, "pool_weights", bags.weights)
-        offsets = launcher.scratch("pool_offsets", bags.offsets.nbytes)
-        launcher.queue.upload(offsets, bags.offsets)
+        offsets = array_at(launcher, "pool_offsets", bags.offsets)
         pooling.pool(
             launcher,
             self._storage.view,

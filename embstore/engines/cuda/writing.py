@@ -29,7 +29,7 @@ class CudaWriting(CudaInserting, CudaReading):
         given = [array for part in batch.parts for array in (part.keys, part.rows)]
         late = is_late(self._strict, *given)
         self._check_captured(late)
-        self._check_captured_parts(batch.parts)
+        self._check_bags(batch.parts, self._is_captured)
         if not late:
             self._check_late()
         distinct = self._distinct_of(batch)
