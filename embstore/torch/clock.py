@@ -1,0 +1,49 @@
+"""The step that tables of one model share: what age, eviction and schedules count in."""
+
+from embstore import ArgumentError, Table
+
+
+class Clock:
+    """Now, in steps: what training lookups and updates of some tables happen at.
+
+    `TableOptimizer.step` moves it by one. Where tables are trained in backward (``fused=True``),
+    the first training lookup after an update does.
+    """
+
+    __slots__ = ("_is_past", "_now")
+
+    def __init__(self, now: int) -> None:
+        self._now = now
+        self._is_past = False  # an update was made at it
+
+    @classmethod
+    def of(cls, table: Table) -> "Clock":
+        """Return the clock with which a table goes on: behind its last training step."""
+        return cls(table.step + 1 if table.stats()["n_train_steps"] else table.step)
+
+    @property
+    def now(self) -> int:
+        """The step."""
+        return self._now
+
+    def set(self, now: int) -> None:
+        """Set the step."""
+        if isinstance(now, bool) or not isinstance(now, int) or not 0 <= now < 2**63:
+            raise ArgumentError(f"the step must be an int from 0 to 2**63 - 1, got {now!r}")
+        self._now = now
+        self._is_past = False
+
+    def at_lookup(self) -> int:
+        """Return the step of a training lookup."""
+        if self._is_past:
+            self.advance()
+        return self._now
+
+    def note_update(self) -> None:
+        """Take note of an update in backward: the next training lookup is of the next step."""
+        self._is_past = True
+
+    def advance(self) -> None:
+        """Go to the next step."""
+        self._now += 1
+        self._is_past = False

@@ -1,0 +1,106 @@
+"""Embedding: ids of any shape to rows, the place of ``torch.nn.Embedding``."""
+
+from typing import Any
+
+import torch
+
+from embstore import Table
+from embstore.torch.crossing import dtype_of, keys_of, read, rows_of
+from embstore.torch.inputs import Ids, as_ids
+from embstore.torch.lookup import BagsOf, RowsOf, bags_of
+from embstore.torch.module import TableModule, table_of
+from embstore.torch.parameter import TableParameter
+
+
+class Embedding(TableModule):
+    r"""Rows of a dynamic table for ids, as ``torch.nn.Embedding`` without a number of embeddings.
+
+    Parameters
+    ----------
+    table
+        A `Table`, which other modules may use too; or None, and `parameters` make one.
+    padding_id
+        An id that fills up: its row is zeros, it is neither looked up, counted nor trained.
+    fused
+        Train in backward, at once, as FBGEMM does; by default gradients wait for the step of
+        ``embstore.torch.optimizer(model)``. Nothing can clip, scale or accumulate them then.
+    output_dtype
+        Of the rows returned; the table's by default.
+    **parameters
+        Of the `Table` to be made: ``dim=16, optimizer=es.Adagrad(lr=0.05), admission=...``.
+
+    Attributes
+    ----------
+    weight : TableParameter
+        Stands for the table among the model's parameters; ``weight.table`` is the table.
+
+    Notes
+    -----
+    ``forward(ids)`` takes int64 ids, all 2**64 of them legal: a tensor of any shape gives
+    (\*shape, dim); (values, offsets) and TorchRec's JaggedTensor give a `Jagged` of rows; a nested
+    tensor of layout torch.jagged gives one.
+
+    Examples
+    --------
+    >>> import torch, embstore as es
+    >>> from embstore.torch import Embedding, optimizer
+    >>> model = Embedding(dim=4, optimizer=es.Adagrad(lr=0.1), name="user")
+    >>> trainer = optimizer(model)
+    >>> model(torch.tensor([[7, -5], [7, 2**62]])).square().sum().backward()
+    >>> trainer.step()
+    >>> len(model.table), model.step
+    (3, 1)
+    """
+
+    weight: TableParameter
+
+    def __init__(
+        self,
+        table: Table | None = None,
+        *,
+        padding_id: int | None = None,
+        fused: bool = False,
+        output_dtype: torch.dtype | None = None,
+        **parameters: Any,
+    ) -> None:
+        super().__init__(fused, output_dtype)
+        table = table_of(table, parameters, type(self).__name__)
+        (self.weight,) = self._adopt([table])
+        self.padding_id = padding_id
+        self.embedding_dim = table.dim
+
+    @property
+    def table(self) -> Table:
+        """The table that holds the rows."""
+        return self.weight.table
+
+    def forward(self, ids: Any) -> Any:
+        """Return the rows of ids, in the form of the ids."""
+        if type(ids) is torch.Tensor and self.padding_id is None and not ids.is_nested:
+            rows = self._rows(ids.reshape(-1)).view(*ids.shape, self.embedding_dim)
+            return rows if self.output_dtype is None else self._as_output(rows)
+        given = as_ids(ids, type(self).__name__)
+        rows = self._rows(given.flat) if self.padding_id is None else self._padded(given.flat)
+        return given.like_given(self._as_output(rows))
+
+    def _rows(self, flat: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        if self.training and torch.is_grad_enabled() and weight.is_trained:
+            return RowsOf.apply(weight.anchor, flat, weight, self.fused)
+        return read(weight.table, flat)
+
+    def _padded(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return rows, zeros for padding: those of bags of one id or none."""
+        weight = self.weight
+        offsets = torch.arange(len(flat) + 1, device=flat.device)
+        ids, bags = bags_of(Ids(flat, None, offsets), "sum", self.padding_id, False)
+        if self.training and torch.is_grad_enabled() and weight.is_trained:
+            rows = BagsOf.apply(weight.anchor, ids, bags, weight, self.fused)
+        else:
+            rows = rows_of(weight.table.pooled(keys_of(ids, weight.table), bags.offsets), flat)
+        return rows.to(dtype_of(weight.table))
+
+    def extra_repr(self) -> str:
+        """Return what distinguishes the module, for ``print(model)``."""
+        padding = "" if self.padding_id is None else f", padding_id={self.padding_id}"
+        return f"{self.table!r}{padding}{', fused=True' if self.fused else ''}"

@@ -1,0 +1,179 @@
+"""The optimizer of a model's tables, beside that of its dense part."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from embstore import ArgumentError
+from embstore.torch.clock import Clock
+from embstore.torch.gradients import Lookup
+from embstore.torch.lookup import apply_many
+from embstore.torch.parameter import TableParameter
+
+
+class TableOptimizer(torch.optim.Optimizer):
+    """Trains the tables of a model: each by the optimizer that it was made with.
+
+    A group of parameters is one table; its ``lr`` is that of the table, and schedulers may change
+    it. All that is there of a torch optimizer works: zero_grad, closures, hooks, lr schedulers,
+    GradScaler, state_dict (learning rates; the rest is in the tables' checkpoints). The tables
+    share a step, which each call of `step` moves by one.
+
+    Parameters
+    ----------
+    parameters
+        `TableParameter`s.
+
+    Notes
+    -----
+    Optimizers are lazy: weight decay, momenta and decay of moments touch the rows of the batch
+    alone. ``torch.optim.SparseAdam`` does the same; ``torch.optim.Adam`` on a dense embedding moves
+    every row in every step.
+    """
+
+    trains_tables = True
+
+    def __init__(self, parameters: Iterable[TableParameter]) -> None:
+        tables = [*dict.fromkeys(parameters)]
+        for parameter in tables:
+            if not isinstance(parameter, TableParameter):
+                raise ArgumentError(
+                    f"TableOptimizer: expected TableParameters, got {type(parameter).__name__}; "
+                    f"embstore.torch.optimizer(model) finds them"
+                )
+            if parameter.table.optimizer is None:
+                raise ArgumentError(
+                    f"table {parameter.table.name!r} has no optimizer: make it with one, as in "
+                    f"Table(dim=..., optimizer=embstore.Adagrad(lr=0.05)), or freeze its module by "
+                    f"requires_grad_(False)"
+                )
+        if not tables:
+            raise ArgumentError("there is no table to train in this model")
+        clock = Clock(max(parameter.clock.now for parameter in tables))
+        for parameter in tables:
+            parameter.clock = clock
+        groups = [
+            {"params": [p], "lr": _present_rate(p, clock.now), "table": p.table.name}
+            for p in tables
+        ]
+        super().__init__(groups, {})
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Train all tables with the gradients of the backward passes since `zero_grad`.
+
+        Parameters
+        ----------
+        closure
+            Evaluates the model again and returns the loss, as for other optimizers.
+
+        Returns
+        -------
+        The loss of the closure, or None.
+
+        Raises
+        ------
+        NonFiniteError
+            If a key's gradient has NaN or infinity (tables with ``on_nonfinite="raise"``); the
+            tables before it are trained, the step is not over.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        parameters = self._prepare()
+        if not parameters:
+            return loss
+        clock = parameters[0].clock
+        together: dict[int, list[tuple[TableParameter, Lookup]]] = {}
+        for parameter in parameters:
+            only = parameter.gradients.only_lookup()
+            if only is not None and only.store is not None:
+                together.setdefault(id(only.store), []).append((parameter, only))
+            else:
+                parameter.gradients.apply(clock.now)
+        for lookups in together.values():
+            apply_many(lookups, clock.now)
+        clock.advance()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients; there is no other way for tables than None."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.gradients.clear()
+
+    def _prepare(self) -> list[TableParameter]:
+        """Return the tables' parameters, after their learning rates were set."""
+        parameters = []
+        for group in self.param_groups:
+            (parameter,) = group["params"]
+            parameters.append(parameter)
+            table = parameter.table
+            if callable(table.lr):
+                if "initial_lr" in group:
+                    raise ArgumentError(
+                        f"table {table.name!r} has a schedule of its learning rate, and a "
+                        f"scheduler of torch was made for it; give the table a number instead"
+                    )
+                group["lr"] = table.lr(parameter.clock.now)
+            elif table.lr != group["lr"]:
+                table.lr = float(group["lr"])
+        return parameters
+
+
+def _present_rate(parameter: TableParameter, step: int) -> float:
+    lr = parameter.table.lr
+    if lr is None:
+        raise ArgumentError(
+            f"table {parameter.table.name!r} has no learning rate: a schedule is not saved with a "
+            f"table; set table.lr to a number or a callable of the step"
+        )
+    return lr(step) if callable(lr) else lr
+
+
+def optimizer(*models: torch.nn.Module) -> TableOptimizer:
+    """Return the optimizer of all tables in models, but for those that are frozen.
+
+    Parameters
+    ----------
+    *models
+        Modules that hold embstore's.
+
+    Returns
+    -------
+    TableOptimizer
+
+    Raises
+    ------
+    ArgumentError
+        If there is no table to train, or one was made without an optimizer.
+
+    Examples
+    --------
+    >>> import torch, embstore as es
+    >>> from embstore.torch import Embedding, dense_parameters, optimizer
+    >>> embedding = Embedding(dim=4, optimizer=es.Adam(lr=0.01), name="query")
+    >>> model = torch.nn.Sequential(embedding, torch.nn.Linear(4, 1))
+    >>> sparse, dense = optimizer(model), torch.optim.Adam(dense_parameters(model))
+    >>> model(torch.tensor([7, 8])).sum().backward()
+    >>> sparse.step(), dense.step()
+    (None, None)
+    """
+    found = [p for model in models for p in model.parameters() if isinstance(p, TableParameter)]
+    return TableOptimizer(p for p in found if p.is_trained)
+
+
+def dense_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Return the parameters of a model that are not tables, for an optimizer of torch.
+
+    Examples
+    --------
+    >>> import torch, embstore as es
+    >>> from embstore.torch import Embedding, dense_parameters
+    >>> embedding = Embedding(dim=4, name="page")
+    >>> model = torch.nn.Sequential(embedding, torch.nn.Linear(4, 1))
+    >>> [tuple(p.shape) for p in dense_parameters(model)]
+    [(1, 4), (1,)]
+    """
+    return [p for p in model.parameters() if not isinstance(p, TableParameter)]
