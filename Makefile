@@ -26,13 +26,11 @@ test: test-emulator test-adapters test-core  ## all tests but the torture
 test-core: $(VENV)/.extra-test $(VENV)/.built  ## the contract on both engines, the policies and the tools (9 minutes)
 	$(PYTEST) -m "not torture" --ignore=tests/emulator --ignore=tests/adapters
 
-test-emulator test-adapters: test-%: $(VENV)/.extra-test $(VENV)/.built
-	@if [ -d tests/$* ]; then $(PYTEST) -m "not torture" tests/$*; \
-	else echo "SKIPPED: make test-$*: there are no tests of this kind yet (no folder tests/$*)"; fi
+test-emulator: $(VENV)/.extra-test $(VENV)/.built  ## the GPU engine on the CPU emulator
+	$(PYTEST) -m "not torture" tests/emulator
 
-test-emulator:  ## the GPU engine on the CPU emulator
-
-test-adapters:  ## the framework adapters, for each framework that is installed
+test-adapters: $(VENV)/.extra-adapters $(VENV)/.built  ## the adapters, each with its framework, which is installed first
+	$(PYTEST) -m "not torture" tests/adapters
 
 test-installs:  ## pip install ., -e ., wheel and sdist in clean environments, for each Python found
 	$(PYTHON) .ci/installs.py

@@ -15,6 +15,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def keys_of(ids: torch.Tensor, table: Table) -> Any:
     """Return flat ids as the table takes keys."""
+    if ids.dtype is torch.int64 and ids.is_cpu:
+        return ids.numpy()
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ArgumentTypeError(
             f"ids must be an integer tensor (int64, or int32 and uint64), got {ids.dtype} "

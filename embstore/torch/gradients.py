@@ -23,7 +23,7 @@ from embstore import (
     Store,
     Table,
 )
-from embstore.torch.crossing import floats_of, on_host
+from embstore.torch.crossing import floats_of, on_host, stream_of
 
 
 class Bags(NamedTuple):
@@ -85,13 +85,28 @@ class Gradients:
 
     def apply(self, step: int) -> ApplyReport | None:
         """Train the table with the gradients, which stay until `clear`."""
-        only = self.only_lookup()
+        table, only = self._table, self.only_lookup()
         if only is not None:
-            return self._table.apply_gradients(only.batch, floats_of(only.grad, self._table), step)
+            own = floats_of(only.grad, table)
+            return table.apply_gradients(only.batch, own, step, **stream_of(own))
+        if self.lookups and self._sums is None and not any(each.bags for each in self.lookups):
+            parts = [self._by_key(each) for each in self.lookups]
+            keys, grads = (np.concatenate(part) for part in zip(*parts, strict=True))
+            return table.apply_gradients(keys, grads, step)
         sums = self.sums()
         if sums is None:
             return None
-        return self._table.apply_gradients(self._keys, floats_of(sums, self._table), step)
+        return table.apply_gradients(self._keys, floats_of(sums, table), step)
+
+    def _by_key(self, lookup: Lookup) -> tuple[Any, Any]:
+        """Return the keys of a lookup that had rows, as they came, and their gradients."""
+        batch = lookup.batch
+        has_row = np.isin(on_host(batch.status), (FOUND, INSERTED))
+        inverse, grads = on_host(batch.inverse), on_host(floats_of(lookup.grad, self._table))
+        if has_row.all():
+            return on_host(batch.keys)[inverse], grads
+        is_kept = has_row[inverse]
+        return on_host(batch.keys)[inverse[is_kept]], grads[is_kept]
 
     def _add_up(self) -> None:
         """Sum the gradients of each key, by the engine itself.
@@ -112,16 +127,14 @@ class Gradients:
         self.lookups.clear()
 
     def _train(self, adder: Table, lookup: Lookup) -> None:
+        if not lookup.bags:
+            keys, grads = self._by_key(lookup)
+            adder.apply_gradients(adder.find_or_insert(keys, step=0), grads, step=0)
+            return
         batch = lookup.batch
         has_row = np.isin(on_host(batch.status), (FOUND, INSERTED))
         unique, inverse = on_host(batch.keys), on_host(batch.inverse)
         keys, grads = unique[inverse], on_host(floats_of(lookup.grad, self._table))
-        if not lookup.bags:
-            is_kept = has_row[inverse]
-            if not is_kept.all():
-                keys, grads = keys[is_kept], grads[is_kept]
-            adder.apply_gradients(adder.find_or_insert(keys, step=0), grads, step=0)
-            return
         rowless = unique[~has_row]
         strangers = rowless[~adder.contains(rowless)]
         first = first_bag = 0

@@ -153,7 +153,8 @@ def settle(parameter: TableParameter, lookup: Lookup, fused: bool) -> None:
         parameter.gradients.add(lookup)
         return
     table = parameter.table
-    table.apply_gradients(lookup.batch, floats_of(lookup.grad, table), parameter.clock.now)
+    grads = floats_of(lookup.grad, table)
+    table.apply_gradients(lookup.batch, grads, parameter.clock.now, **stream_of(grads))
     parameter.clock.note_update()
 
 
