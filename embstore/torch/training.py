@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from embstore import ArgumentError
+from embstore import ArgumentError, ArgumentTypeError
 from embstore.torch.clock import Clock
 from embstore.torch.gradients import Lookup
 from embstore.torch.lookup import apply_many
@@ -25,6 +25,11 @@ class TableOptimizer(torch.optim.Optimizer):
     parameters
         `TableParameter`s.
 
+    Attributes
+    ----------
+    clock : Clock
+        The step that the tables share: ``clock.now``, and ``clock.set(step)``.
+
     Notes
     -----
     Optimizers are lazy: weight decay, momenta and decay of moments touch the rows of the batch
@@ -36,28 +41,20 @@ class TableOptimizer(torch.optim.Optimizer):
 
     def __init__(self, parameters: Iterable[TableParameter]) -> None:
         tables = [*dict.fromkeys(parameters)]
-        for parameter in tables:
-            if not isinstance(parameter, TableParameter):
-                raise ArgumentError(
-                    f"TableOptimizer: expected TableParameters, got {type(parameter).__name__}; "
-                    f"embstore.torch.optimizer(model) finds them"
-                )
-            if parameter.table.optimizer is None:
-                raise ArgumentError(
-                    f"table {parameter.table.name!r} has no optimizer: make it with one, as in "
-                    f"Table(dim=..., optimizer=embstore.Adagrad(lr=0.05)), or freeze its module by "
-                    f"requires_grad_(False)"
-                )
         if not tables:
             raise ArgumentError("there is no table to train in this model")
-        clock = Clock(max(parameter.clock.now for parameter in tables))
-        for parameter in tables:
-            parameter.clock = clock
-        groups = [
-            {"params": [p], "lr": _present_rate(p, clock.now), "table": p.table.name}
-            for p in tables
-        ]
-        super().__init__(groups, {})
+        self.clock = Clock(0)
+        super().__init__([{"params": [parameter]} for parameter in tables], {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Train one more table: ``{"params": [module.weight]}``, with the ``lr`` of its own."""
+        given = param_group["params"]
+        for parameter in [given] if isinstance(given, torch.Tensor) else list(given):
+            _check_trainable(parameter)
+            self.clock.set(max(self.clock.now, parameter.clock.now))
+            parameter.clock = self.clock
+            own = {"lr": _present_rate(parameter, self.clock.now), "table": parameter.table.name}
+            super().add_param_group({**own, **param_group, "params": [parameter]})
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Train all tables with the gradients of the backward passes since `zero_grad`.
@@ -81,10 +78,7 @@ class TableOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = self._prepare()
-        if not parameters:
-            return loss
-        clock = parameters[0].clock
+        parameters, clock = self._prepare(), self.clock
         together: dict[int, list[tuple[TableParameter, Lookup]]] = {}
         for parameter in parameters:
             only = parameter.gradients.only_lookup()
@@ -120,6 +114,20 @@ class TableOptimizer(torch.optim.Optimizer):
             elif table.lr != group["lr"]:
                 table.lr = float(group["lr"])
         return parameters
+
+
+def _check_trainable(parameter: object) -> None:
+    if not isinstance(parameter, TableParameter):
+        raise ArgumentTypeError(
+            f"TableOptimizer: expected TableParameters, got {type(parameter).__name__}; "
+            f"embstore.torch.optimizer(model) finds them"
+        )
+    if parameter.table.optimizer is None:
+        raise ArgumentError(
+            f"table {parameter.table.name!r} has no optimizer: make it with one, as in "
+            f"Table(dim=..., optimizer=embstore.Adagrad(lr=0.05)), or freeze its module by "
+            f"requires_grad_(False)"
+        )
 
 
 def _present_rate(parameter: TableParameter, step: int) -> float:
