@@ -1,39 +1,27 @@
 """Store: several named tables that share a step, threads and one checkpoint."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore import engines
 from embstore.engines import arrays
 from embstore.engines.engine import Bags, JoinedBatch, Part, Ticket
-from embstore.engines.spec import Dtype, OnFull
-from embstore.engines.threads import num_threads
 from embstore.engines.types import ApplyReport, EvictReport
 from embstore.errors import (
     ArgumentError,
     ArgumentTypeError,
-    CheckpointMismatchError,
-    EmbstoreError,
 )
 from embstore.policies._check import check_choice, check_step, shown
-from embstore.table import saving
-from embstore.table.base import EvictionSink, locked, writing
+from embstore.table.base import locked, writing
 from embstore.table.batch import FeatureBatch, PoolMode, as_bags
 from embstore.table.features import Joint, by_engine, items_by_feature, keys_by_feature
-from embstore.table.files import Bound, LoadAdmission, LoadEviction, Saved
-from embstore.table.save import Path, SaveOptions
+from embstore.table.store_files import StoreFiles
 from embstore.table.table import ADMIT, MISSING, Admit, Missing, Table
 
-if TYPE_CHECKING:
-    from embstore.checkpoint import SaveReport
-    from embstore.table.convert import LoadOptimizer, LoadSlots
 
-
-class Store:
+class Store(StoreFiles):
     """Several named tables, read and trained by feature.
 
     Parameters
@@ -331,158 +319,6 @@ class Store:
             for name, table in self._tables.items()
             if table.has_eviction_policy
         }
-
-    def save(
-        self,
-        path: Path,
-        extra: Any = None,
-        evict: bool = False,
-        **options: Unpack[SaveOptions],
-    ) -> "SaveReport":
-        """Write a checkpoint of all tables as of one moment; see ``Table.save``.
-
-        Parameters
-        ----------
-        path
-            A directory, made if need be.
-        extra
-            A dict of what JSON can hold, and of numpy arrays, that `load` gives back.
-        evict
-            Run the tables' eviction policies first.
-        **options
-            delta, max_deltas, keep_last, io_share, hmac_key and snapshot_bytes (each table) as for
-            ``Table.save``.
-
-        Returns
-        -------
-        SaveReport
-        """
-        if evict:
-            self.evict()
-        own = {"features": self.features}
-        return saving.save(path, self._tables, extra, own, options, "Store.save")
-
-    def save_async(
-        self,
-        path: Path,
-        extra: Any = None,
-        evict: bool = False,
-        *,
-        on_done: Callable[[saving.SaveHandle], object] | None = None,
-        **options: Unpack[SaveOptions],
-    ) -> saving.SaveHandle:
-        """Write a checkpoint of all tables as they are now, while training goes on.
-
-        Call it between two steps: all tables are cut at one moment, before it returns. See
-        ``Table.save_async``.
-
-        Parameters
-        ----------
-        path, extra, evict, on_done, **options
-            As for `save` and ``Table.save_async``.
-
-        Returns
-        -------
-        SaveHandle
-        """
-        if evict:
-            self.evict()
-        own = {"features": self.features}
-        return saving.save_async(
-            path, self._tables, extra, own, options, on_done, "Store.save_async"
-        )
-
-    @classmethod
-    def load(
-        cls,
-        path: Path | Sequence[Path],
-        *,
-        tables: Iterable[str] | None = None,
-        device: str = "cpu",
-        hbm_bytes: int | None = None,
-        hash_seed: int | None = None,
-        optimizer: "LoadOptimizer | Mapping[str, LoadOptimizer]" = None,
-        slots: "Literal['keep', 'reset'] | Mapping[str, LoadSlots] | None" = None,
-        dtype: Dtype | Mapping[str, Dtype | None] | None = None,
-        max_rows: Bound | Mapping[str, Bound] = "saved",
-        max_bytes: Bound | Mapping[str, Bound] = "saved",
-        on_full: OnFull | Saved | Mapping[str, OnFull | Saved] = "saved",
-        admission: LoadAdmission | Mapping[str, LoadAdmission] = "saved",
-        eviction: LoadEviction | Mapping[str, LoadEviction] = "saved",
-        evict_every: Bound | Mapping[str, Bound] = "saved",
-        shard: tuple[int, int] | None = None,
-        on_evict: Mapping[str, EvictionSink] | None = None,
-        verify: str = "full",
-        generation: int | None = None,
-        hmac_key: bytes | None = None,
-        allow_nonfinite: bool = False,
-    ) -> Self:
-        """Return a new store from a checkpoint of a store, or of a table; see ``Table.load``.
-
-        A learning rate that was a schedule is not saved: set the table's ``lr`` anew.
-
-        Parameters
-        ----------
-        path
-            The directory that `save` wrote, or those of the shards of one store, to be merged.
-        tables
-            Names of the tables to load; all by default. Features of the others are left out.
-        device, hbm_bytes, hash_seed
-            As for `Table`, for each of the tables.
-        optimizer, slots, dtype, max_rows, max_bytes, on_full, admission, eviction, evict_every
-            As in ``Table.load``: one value for all tables, or a dict from names of tables; those
-            that it lacks are as saved.
-        shard
-            As in ``Table.load``, for all tables.
-        on_evict
-            From names of tables to sinks, as for `Table`.
-        verify, generation, hmac_key, allow_nonfinite
-            As in ``Table.load``.
-
-        Returns
-        -------
-        Store
-            ``extra`` is what was given to `save`.
-        """
-        from embstore import checkpoint
-        from embstore.table import loading
-
-        where = "Store.load"
-        place = engines.check_place(device, hbm_bytes, where)
-        if isinstance(tables, str):
-            raise arrays.type_error(where, "tables", tables, "names of tables")
-        part = None if shard is None else checkpoint.check_shard(where, shard)
-        asked = {
-            "optimizer": optimizer,
-            "slots": slots,
-            "dtype": dtype,
-            "max_rows": max_rows,
-            "max_bytes": max_bytes,
-            "on_full": on_full,
-            "admission": admission,
-            "eviction": eviction,
-            "evict_every": evict_every,
-        }
-        sinks = on_evict or {}
-        opened = checkpoint.OpenShards(path, tables, verify, generation, hmac_key, num_threads())
-        with opened, ExitStack() as undo:
-            loading.check_names(where, "on_evict", sinks, opened.tables)
-            made: dict[str, Table] = {}
-            plans = loading.plan_loads(opened, asked, part, place, allow_nonfinite, where)
-            for name, plan in plans.items():
-                made[name] = Table._of_spec(plan.spec, place, hash_seed, sinks.get(name), where)
-                undo.callback(made[name].close)
-                loading.restore(made[name], plan)
-            features = (opened.store or {}).get("features")
-            if features is not None and tables is not None:
-                features = {f: name for f, name in features.items() if name in made}
-            try:
-                store = cls(made, features)
-            except EmbstoreError as error:
-                raise CheckpointMismatchError(f"{opened.place}: {error}") from error
-            store.extra = opened.take_extra()
-            undo.pop_all()
-        return store
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Return ``Table.stats`` of each table, by name."""
