@@ -1,5 +1,6 @@
 """Which rows a shard has, and in which order an epoch visits them."""
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,14 +65,26 @@ def shard_row_groups(groups: list[RowGroup], shard: int, n_shards: int) -> list[
     Each goes to the shard that has fewest rows so far, the lowest of equals: row groups of equal
     size go round. Every row group belongs to exactly one shard.
     """
+    dealt = zip(groups, _deal(groups, n_shards), strict=True)
+    return [group for group, (owner, _) in dealt if owner == shard]
+
+
+def shard_rows(groups: list[RowGroup], n_shards: int) -> list[int]:
+    """Return the rows of each shard."""
     n_rows = [0] * n_shards
-    mine = []
+    for owner, total in _deal(groups, n_shards):
+        n_rows[owner] = total
+    return n_rows
+
+
+def _deal(groups: list[RowGroup], n_shards: int) -> Iterator[tuple[int, int]]:
+    """Yield the shard of each row group, and the rows that the shard then has."""
+    shards = [(0, shard) for shard in range(n_shards)]  # a heap: fewest rows first
     for group in groups:
-        owner = n_rows.index(min(n_rows))
-        n_rows[owner] += group.n_rows
-        if owner == shard:
-            mine.append(group)
-    return mine
+        n_rows, owner = shards[0]
+        n_rows += group.n_rows
+        heapq.heapreplace(shards, (n_rows, owner))
+        yield owner, n_rows
 
 
 def epoch_rows(

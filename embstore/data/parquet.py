@@ -19,7 +19,7 @@ from embstore._prefetch import Prefetched
 from embstore.data.batches import Batch, rebatch, row_count
 from embstore.data.errors import ClosedReaderError
 from embstore.data.files import ParquetFiles
-from embstore.data.order import Shuffle, epoch_rows, shard_row_groups
+from embstore.data.order import Shuffle, epoch_rows, shard_row_groups, shard_rows
 from embstore.errors import ArgumentError, ArgumentTypeError, EmbstoreWarning
 
 STATE_VERSION = 1
@@ -125,6 +125,10 @@ class ParquetReader:
     def n_rows(self) -> int:
         """The rows of this shard."""
         return sum(group.n_rows for group in self._groups)
+
+    def shard_rows(self, n_shards: int) -> list[int]:
+        """Return the rows that each of n shards of these files would have."""
+        return shard_rows(self.files.row_groups, _checked_int("n_shards", n_shards, 1))
 
     @property
     def epoch(self) -> int:

@@ -1,14 +1,16 @@
 """EmbeddingBag: bags of ids to one row each, the place of ``torch.nn.EmbeddingBag``."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
 from embstore import ArgumentError, ArgumentTypeError, Table
+from embstore.torch import compiled
 from embstore.torch.crossing import dtype_of, keys_of, read, rows_of, stream_of
-from embstore.torch.inputs import Ids, as_ids
+from embstore.torch.dense import DenseEmbeddingBag, dense_rows, pretrained_table
+from embstore.torch.inputs import Ids, as_ids, check_offsets, check_weights
 from embstore.torch.lookup import BagsOf, RowsOf, bags_of, pooled_by_torch
-from embstore.torch.module import TableModule, table_of
+from embstore.torch.module import TableModule, check_padding, table_of
 from embstore.torch.parameter import TableParameter
 
 Mode = Literal["sum", "mean", "sqrtn"]
@@ -66,9 +68,44 @@ class EmbeddingBag(TableModule):
         table = table_of(table, parameters, type(self).__name__)
         (self.weight,) = self._adopt([table])
         self.mode = check_mode(mode, type(self).__name__)
-        self.padding_id = padding_id
+        self.padding_id = check_padding(padding_id, type(self).__name__)
         self.include_last_offset = bool(include_last_offset)
         self.embedding_dim = table.dim
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weight: torch.Tensor,
+        keys: torch.Tensor | None = None,
+        *,
+        freeze: bool = True,
+        mode: Mode = "mean",
+        padding_id: int | None = None,
+        include_last_offset: bool = False,
+        fused: bool = False,
+        output_dtype: torch.dtype | None = None,
+        **parameters: Any,
+    ) -> Self:
+        """Return a module whose table has the rows of a tensor; see `Embedding.from_pretrained`."""
+        table = pretrained_table(weight, keys, parameters, f"{cls.__name__}.from_pretrained")
+        made = cls(
+            table,
+            mode=mode,
+            padding_id=padding_id,
+            include_last_offset=include_last_offset,
+            fused=fused,
+            output_dtype=output_dtype,
+        )
+        return made.requires_grad_(not freeze)
+
+    def to_dense(self, keys: torch.Tensor | None = None) -> DenseEmbeddingBag:
+        """Return rows of the table as a plain module of torch; see `Embedding.to_dense`."""
+        return DenseEmbeddingBag(
+            *dense_rows(self.table, keys),
+            mode=self.mode,
+            padding_id=self.padding_id,
+            include_last_offset=self.include_last_offset,
+        )
 
     @property
     def table(self) -> Table:
@@ -84,6 +121,8 @@ class EmbeddingBag(TableModule):
         """Return the pooled rows, (n_bags, dim)."""
         given = self._bags(ids, offsets, per_sample_weights)
         weights = given.weights
+        if torch.compiler.is_compiling():
+            return self._as_output(self._compiled(given))
         if weights is not None and weights.requires_grad and torch.is_grad_enabled():
             pooled = self._weighted(given, weights)
         else:
@@ -100,14 +139,17 @@ class EmbeddingBag(TableModule):
         else:
             assert given.shape is not None
             given = given._replace(offsets=self._offsets(given.flat, given.shape, offsets))
-        if weights is None:
-            return given
-        if weights.numel() != len(given.flat):
-            raise ArgumentError(
-                f"{where}: per_sample_weights must be one for each id, {len(given.flat)}, got "
-                f"shape {tuple(weights.shape)}"
-            )
-        return given._replace(weights=weights.reshape(-1))
+        if weights is not None:
+            if given.weights is not None:
+                raise ArgumentError(f"{where}: weights came twice, with the ids and beside them")
+            if isinstance(weights, torch.Tensor) and weights.is_nested:
+                weights = weights.values()
+            check_weights(weights, given.flat.shape[0], where)
+            given = given._replace(weights=weights.reshape(-1))
+        if self.padding_id is not None or given.weights is not None:
+            assert given.offsets is not None  # both count by them before the table can refuse them
+            check_offsets(given.offsets, given.flat.shape[0], where)
+        return given
 
     def _offsets(
         self, flat: torch.Tensor, shape: torch.Size, offsets: torch.Tensor | None
@@ -128,7 +170,7 @@ class EmbeddingBag(TableModule):
             raise ArgumentError(f"{where}: offsets must be (n_bags,), got {tuple(offsets.shape)}")
         if self.include_last_offset:
             return offsets
-        return torch.cat([offsets, offsets.new_tensor([len(flat)])])
+        return torch.cat([offsets, offsets.new_full((1,), flat.shape[0])])
 
     def _pooled(self, given: Ids) -> torch.Tensor:
         weight, is_training = self.weight, self._is_training()
@@ -152,6 +194,13 @@ class EmbeddingBag(TableModule):
         else:
             rows = read(weight.table, given.flat)
         return pooled_by_torch(rows, given, self.mode, weights)
+
+    def _compiled(self, given: Ids) -> torch.Tensor:
+        weights = given.weights
+        if weights is not None and weights.requires_grad and torch.is_grad_enabled():
+            return compiled.weighted(self, given, self.mode)
+        (pooled,) = compiled.look_up(self, self._handles, [given], self.mode, self.padding_id)
+        return pooled
 
     def _is_training(self) -> bool:
         return self.training and torch.is_grad_enabled() and bool(self.weight.is_trained)

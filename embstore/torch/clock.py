@@ -26,6 +26,11 @@ class Clock:
         """The step."""
         return self._now
 
+    @property
+    def next(self) -> int:
+        """The step of the next training lookup."""
+        return self._now + self._is_past
+
     def set(self, now: int) -> None:
         """Set the step."""
         if isinstance(now, bool) or not isinstance(now, int) or not 0 <= now < 2**63:

@@ -1,25 +1,29 @@
 """Collections: many features over the tables of a store, looked up in one native call."""
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
 
 from embstore import ArgumentError, Store, Table
+from embstore.torch import compiled
 from embstore.torch.bag import Mode, check_mode
-from embstore.torch.clock import Clock
 from embstore.torch.crossing import dtype_of, keys_of, rows_of
 from embstore.torch.gradients import Bags
-from embstore.torch.inputs import Ids, KeyedTensor, ids_by_feature
+from embstore.torch.inputs import Ids, KeyedTensor, check_offsets, ids_by_feature
 from embstore.torch.lookup import Features, FeaturesOf, bags_of
-from embstore.torch.module import TableModule
-from embstore.torch.parameter import TableParameter
+from embstore.torch.module import TableModule, check_padding
+from embstore.torch.parameter import TableParameter, share_clock
+from embstore.torch.state import KEY, attribute_of
 
 Tables = Store | Mapping[str, Table] | Iterable[Table]
 
 
 class _Collection(TableModule):
     """Tables, the features that look them up, and how many tables one call serves: all."""
+
+    modes: Mapping[str, Mode] = MappingProxyType({})  # of pooling, by feature
 
     def __init__(
         self,
@@ -39,17 +43,35 @@ class _Collection(TableModule):
         else:
             store = Store(tables, features)
         adopted = dict(zip(store, self._adopt(store[name] for name in store), strict=True))
-        clock = Clock(max((p.clock.now for p in adopted.values()), default=0))
-        for name, parameter in adopted.items():
-            parameter.clock = clock
-            self.register_parameter(name.replace(".", "/"), parameter)
+        self._by_table = dict(zip(store, self._handles, strict=True))
+        if adopted:
+            share_clock(adopted.values())
         self._tables = _Tables(adopted, store.features, store)
-        self.padding_id = padding_id
+        self.padding_id = check_padding(padding_id, type(self).__name__)
+        for name, parameter in adopted.items():
+            self.register_parameter(self._free_attribute(name), parameter)
 
     @property
     def store(self) -> Store:
         """The store of the tables: save it, evict from it, ask it for stats."""
         return self._tables.store
+
+    def _free_attribute(self, name: str) -> str:
+        """Return a table's name as a parameter may have it; "type" and "half" are taken."""
+        free = attribute_of(name)
+        while hasattr(self, free):
+            free += "_"
+        return free
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the tables for ``table.<name>``, by which torch follows keys of state dicts."""
+        if name == KEY and "_tables" in self.__dict__:
+            tables = self._tables.parameters.items()
+            return SimpleNamespace(**{attribute_of(n): p.table for n, p in tables})
+        return super().__getattr__(name)
+
+    def _named_tables(self) -> Mapping[Any, TableParameter]:
+        return self._tables.parameters
 
     def _look_up(
         self, keys: dict[str, Ids], bags: dict[str, Bags] | None, is_training: bool
@@ -58,7 +80,7 @@ class _Collection(TableModule):
         store, parameters = self._tables.store, self._tables.parameters
         if not keys:
             return {}
-        tables = {f: _table_of(store, f, type(self).__name__) for f in keys}
+        tables = {f: _table_of(store.features, f, type(self).__name__) for f in keys}
         given = {f: keys_of(ids.flat, store[tables[f]]) for f, ids in keys.items()}
         like = next(iter(keys.values())).flat
         asked = Features(store, parameters, given, bags, like, self.fused)
@@ -77,6 +99,14 @@ class _Collection(TableModule):
                 (f, part.to(dtype_of(store[name]))) for f, part in zip(features, parts, strict=True)
             )
         return {f: found[f] for f in keys}
+
+    def _look_up_compiled(self, ids: dict[str, Ids], mode: str) -> dict[str, torch.Tensor]:
+        if not ids:
+            return {}
+        features, where = self._tables.features, type(self).__name__
+        handles = [self._by_table[_table_of(features, f, where)] for f in ids]
+        rows = compiled.look_up(self, handles, [*ids.values()], mode, self.padding_id)
+        return dict(zip(ids, rows, strict=True))
 
     def _is_training(self) -> bool:
         if not (self.training and torch.is_grad_enabled()):
@@ -139,6 +169,8 @@ class EmbeddingCollection(_Collection):
     def forward(self, ids: Any) -> dict[str, Any]:
         """Return the rows of each feature, in the form of its ids."""
         given = ids_by_feature(ids, type(self).__name__)
+        if torch.compiler.is_compiling():
+            return self._compiled(given)
         is_training = self._is_training()
         keys, bags = given, None
         if self.padding_id is not None:
@@ -150,6 +182,18 @@ class EmbeddingCollection(_Collection):
                 keys[feature] = own._replace(flat=flat)
         rows = self._look_up(keys, bags, is_training)
         return {f: own.like_given(self._as_output(rows[f])) for f, own in given.items()}
+
+    def _compiled(self, given: dict[str, Ids]) -> dict[str, Any]:
+        own = given
+        if self.padding_id is not None:
+            own = {
+                f: ids._replace(offsets=torch.arange(ids.flat.shape[0] + 1, device=ids.flat.device))
+                for f, ids in given.items()
+            }
+        else:
+            own = {f: ids._replace(offsets=None) for f, ids in given.items()}
+        rows = self._look_up_compiled(own, "sum")
+        return {f: ids.like_given(self._as_output(rows[f])) for f, ids in given.items()}
 
 
 class EmbeddingBagCollection(_Collection):
@@ -209,20 +253,34 @@ class EmbeddingBagCollection(_Collection):
     def forward(self, ids: Any) -> KeyedTensor:
         """Return the pooled rows of each feature."""
         where = type(self).__name__
+        given = ids_by_feature(ids, where)
+        if torch.compiler.is_compiling():
+            return self._compiled(given)
         is_training = self._is_training()
         by_mode: dict[str, tuple[dict[str, Ids], dict[str, Bags]]] = {}
-        given = ids_by_feature(ids, where)
         for feature, own in given.items():
             mode = self.modes.get(feature)
             if mode is None:
-                _table_of(self.store, feature, where)
+                _table_of(self.store.features, feature, where)
             keys, bags = by_mode.setdefault(str(mode), ({}, {}))
-            bagged = _as_bags(own, f"{where}: {feature!r}")
+            bagged = _as_bags(own, f"{where}: {feature!r}", self.padding_id)
             flat, bags[feature] = bags_of(bagged, str(mode), self.padding_id, is_training)
             keys[feature] = own._replace(flat=flat)
         found: dict[str, torch.Tensor] = {}
         for keys, bags in by_mode.values():
             found |= self._look_up(keys, bags, is_training)
+        return KeyedTensor({f: self._as_output(found[f]) for f in given})
+
+    def _compiled(self, given: dict[str, Ids]) -> KeyedTensor:
+        where = type(self).__name__
+        by_mode: dict[str, dict[str, Ids]] = {}
+        for feature, own in given.items():
+            _table_of(self._tables.features, feature, where)
+            bagged = _as_bags(own, f"{where}: {feature!r}", self.padding_id)
+            by_mode.setdefault(str(self.modes[feature]), {})[feature] = bagged
+        found: dict[str, torch.Tensor] = {}
+        for mode, bags in by_mode.items():
+            found |= self._look_up_compiled(bags, mode)
         return KeyedTensor({f: self._as_output(found[f]) for f in given})
 
 
@@ -242,21 +300,26 @@ class _Tables:
         return _Tables(parameters, self.features, store)
 
 
-def _table_of(store: Store, feature: str, where: str) -> str:
-    if feature not in store.features:
-        raise ArgumentError(
-            f"{where}: unknown feature {feature!r}; there are {list(store.features)}"
-        )
-    return store.features[feature]
+def _table_of(tables: Mapping[str, str], feature: str, where: str) -> str:
+    if feature not in tables:
+        raise ArgumentError(f"{where}: unknown feature {feature!r}; there are {list(tables)}")
+    return tables[feature]
 
 
 def _n_rows(keys: Any, bags: dict[str, Bags] | None, feature: str) -> int:
     return len(keys) if bags is None else len(bags[feature].offsets) - 1
 
 
-def _as_bags(ids: Ids, where: str) -> Ids:
+def _as_bags(ids: Ids, where: str, padding: int | None) -> Ids:
     """Return ids with offsets; a plain tensor (n,) is n bags of one id."""
+    if ids.weights is not None and ids.weights.requires_grad and torch.is_grad_enabled():
+        raise ArgumentError(
+            f"{where}: weights ask for gradients, which a collection does not give; use an "
+            f"EmbeddingBag, or detach() them"
+        )
     if ids.offsets is not None:
+        if padding is not None:
+            check_offsets(ids.offsets, ids.flat.shape[0], where)
         return ids
     shape = ids.shape
     assert shape is not None

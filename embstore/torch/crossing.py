@@ -12,6 +12,8 @@ from embstore import ArgumentTypeError, Table
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+_n_of_storage = getattr(torch._C, "_storage_Use_Count", None)
+
 
 def keys_of(ids: torch.Tensor, table: Table) -> Any:
     """Return flat ids as the table takes keys."""
@@ -62,6 +64,17 @@ def on_host(array: Any) -> Any:
     if isinstance(array, torch.Tensor):
         return array.cpu().numpy()
     return torch.from_dlpack(array).cpu().numpy()
+
+
+def has_one_owner(tensor: torch.Tensor) -> bool:
+    """Return whether nobody but the caller has a tensor or its memory; False where none can tell.
+
+    A tensor counts its references, and its storage those of the tensors on it and of this call.
+    """
+    n_of_tensor = getattr(tensor, "_use_count", None)
+    if _n_of_storage is None or n_of_tensor is None or n_of_tensor() != 1:
+        return False
+    return bool(_n_of_storage(tensor.untyped_storage()._cdata) == 2)
 
 
 def stream_of(keys: Any) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """Embedding: ids of any shape to rows, the place of ``torch.nn.Embedding``."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from embstore import Table
+from embstore.torch import compiled
 from embstore.torch.crossing import dtype_of, keys_of, read, rows_of
+from embstore.torch.dense import DenseEmbedding, dense_rows, pretrained_table
 from embstore.torch.inputs import Ids, as_ids
 from embstore.torch.lookup import BagsOf, RowsOf, bags_of
-from embstore.torch.module import TableModule, table_of
+from embstore.torch.module import TableModule, check_padding, table_of
 from embstore.torch.parameter import TableParameter
 
 
@@ -66,8 +68,52 @@ class Embedding(TableModule):
         super().__init__(fused, output_dtype)
         table = table_of(table, parameters, type(self).__name__)
         (self.weight,) = self._adopt([table])
-        self.padding_id = padding_id
+        self.padding_id = check_padding(padding_id, type(self).__name__)
         self.embedding_dim = table.dim
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weight: torch.Tensor,
+        keys: torch.Tensor | None = None,
+        *,
+        freeze: bool = True,
+        padding_id: int | None = None,
+        fused: bool = False,
+        output_dtype: torch.dtype | None = None,
+        **parameters: Any,
+    ) -> Self:
+        """Return a module whose table has the rows of a tensor.
+
+        Parameters
+        ----------
+        weight : (n, dim)
+            In float32, float16 or bfloat16, which becomes the table's dtype (float64 becomes
+            float32).
+        keys : (n,) int64
+            The id of each row; 0 to n - 1 by default.
+        freeze
+            Whether the table only reads; `requires_grad_` changes that.
+        padding_id, fused, output_dtype, **parameters
+            As for the class. Rows enter by `Table.assign`, whatever the admission.
+        """
+        table = pretrained_table(weight, keys, parameters, f"{cls.__name__}.from_pretrained")
+        made = cls(table, padding_id=padding_id, fused=fused, output_dtype=output_dtype)
+        return made.requires_grad_(not freeze)
+
+    def to_dense(self, keys: torch.Tensor | None = None) -> DenseEmbedding:
+        """Return rows of the table as a plain module of torch, which has a copy of them.
+
+        Parameters
+        ----------
+        keys : (n,) int64
+            Whose rows; all that the table has by default. A key without a row gets the default row.
+
+        Returns
+        -------
+        DenseEmbedding
+        """
+        return DenseEmbedding(*dense_rows(self.table, keys), padding_id=self.padding_id)
 
     @property
     def table(self) -> Table:
@@ -76,6 +122,8 @@ class Embedding(TableModule):
 
     def forward(self, ids: Any) -> Any:
         """Return the rows of ids, in the form of the ids."""
+        if torch.compiler.is_compiling():
+            return self._compiled(ids)
         if type(ids) is torch.Tensor and self.padding_id is None and not ids.is_nested:
             if ids.dim() == 1:
                 rows = self._rows(ids)
@@ -102,6 +150,15 @@ class Embedding(TableModule):
         else:
             rows = rows_of(weight.table.pooled(keys_of(ids, weight.table), bags.offsets), flat)
         return rows.to(dtype_of(weight.table))
+
+    def _compiled(self, ids: Any) -> Any:
+        given = as_ids(ids, type(self).__name__)
+        singles = None
+        if self.padding_id is not None:
+            singles = torch.arange(given.flat.shape[0] + 1, device=given.flat.device)
+        own = given._replace(offsets=singles, weights=None)
+        (rows,) = compiled.look_up(self, self._handles, [own], "sum", self.padding_id)
+        return given.like_given(self._as_output(rows))
 
     def extra_repr(self) -> str:
         """Return what distinguishes the module, for ``print(model)``."""

@@ -4,8 +4,10 @@
 2. Where somebody asks for the gradient as a tensor (clip_grad_norm_, GradScaler), or where several
    lookups came together, they become one row for each key, and are trained by their keys.
 3. A key that had no row at its lookup has no part in either.
+4. Any number of threads may run backward at once; one steps, when they have ended.
 """
 
+import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +26,8 @@ from embstore import (
     Table,
 )
 from embstore.torch.crossing import floats_of, on_host, stream_of
+
+MOST_LOOKUPS = 64  # kept as they came, of a table that is not stepped: sums do not grow with calls
 
 
 class Bags(NamedTuple):
@@ -57,13 +61,17 @@ class Gradients:
         self._keys: Any = None  # (n_unique,) of the sums, in their order
         self._sums: torch.Tensor | None = None  # (n_unique, dim)
         self._adder: Table | None = None
+        self._adding = threading.Lock()
 
     def __bool__(self) -> bool:
         return bool(self.lookups) or self._sums is not None
 
     def add(self, lookup: Lookup) -> None:
         """Take what backward gave for a lookup."""
-        self.lookups.append(lookup)
+        with self._adding:
+            self.lookups.append(lookup)
+            if len(self.lookups) > MOST_LOOKUPS:
+                self._add_up()
 
     def clear(self) -> None:
         """Forget all gradients."""
@@ -79,9 +87,10 @@ class Gradients:
 
         What is done to the tensor in place counts at the next `apply`.
         """
-        if self.lookups:
-            self._add_up()
-        return self._sums
+        with self._adding:
+            if self.lookups:
+                self._add_up()
+            return self._sums
 
     def apply(self, step: int) -> ApplyReport | None:
         """Train the table with the gradients, which stay until `clear`."""

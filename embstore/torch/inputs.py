@@ -111,7 +111,39 @@ class Ids(NamedTuple):
         if self.nested is not None:
             return torch.nested.nested_tensor_from_jagged(rows, self.nested.offsets())
         assert self.offsets is not None
-        return Jagged(rows, self.offsets)
+        return Jagged(rows, self.offsets, self.weights)
+
+
+def check_offsets(offsets: torch.Tensor, n: int, where: str) -> None:
+    """Raise unless offsets part n ids into lists, as a table asks it of those it is given."""
+    if offsets.dim() != 1 or offsets.is_floating_point() or offsets.dtype == torch.bool:
+        raise ArgumentTypeError(
+            f"{where}: offsets must be (n_bags + 1,) integers, got {offsets.dtype} of shape "
+            f"{tuple(offsets.shape)}"
+        )
+    if torch.compiler.is_compiling():
+        return  # the operator looks at their values
+    ends = [] if len(offsets) == 0 else [int(offsets[0]), int(offsets[-1])]
+    if ends != [0, n] or bool((offsets.long().diff() < 0).any()):
+        raise ArgumentError(
+            f"{where}: offsets must begin with 0, never decrease and end with {n} (the number of "
+            f"ids), got {_shown(offsets)}"
+        )
+
+
+def check_weights(weights: Any, n: int, where: str) -> None:
+    """Raise unless there is a weight for each id."""
+    if not isinstance(weights, torch.Tensor):
+        raise ArgumentTypeError(f"{where}: weights must be a tensor, got {type(weights).__name__}")
+    if weights.numel() != n:
+        raise ArgumentError(
+            f"{where}: weights must be one for each id, {n}, got shape {tuple(weights.shape)}"
+        )
+
+
+def _shown(offsets: torch.Tensor) -> str:
+    most = 8
+    return f"{offsets[:most].tolist()}{' and so on' if len(offsets) > most else ''}"
 
 
 def as_ids(given: Any, where: str) -> Ids:
@@ -124,6 +156,11 @@ def as_ids(given: Any, where: str) -> Ids:
                 f"{where}: a nested tensor must be of layout torch.jagged and (n_lists, j), "
                 f"got {given.layout} with {given.dim()} dimensions"
             )
+        if given.lengths() is not None:
+            raise ArgumentTypeError(
+                f"{where}: lists of a nested tensor must follow one another, got one with holes "
+                f"(of lengths beside its offsets); call contiguous() first"
+            )
         return Ids(given.values(), None, given.offsets(), nested=given)
     if isinstance(given, tuple | list):
         if len(given) not in (2, 3) or not all(isinstance(g, torch.Tensor) for g in given[:2]):
@@ -131,7 +168,13 @@ def as_ids(given: Any, where: str) -> Ids:
                 f"{where}: a pair must be (values, offsets), two tensors, got "
                 f"({', '.join(type(g).__name__ for g in given)})"
             )
-        return Ids(given[0], None, given[1], given[2] if len(given) == 3 else None)
+        values, offsets, weights = (*given, None)[:3]
+        if values.dim() != 1:
+            raise ArgumentError(f"{where}: values must be (n,), got {tuple(values.shape)}")
+        if weights is not None:
+            check_weights(weights, len(values), where)
+            weights = weights.reshape(-1)
+        return Ids(values, None, offsets, weights)
     if hasattr(given, "values") and hasattr(given, "offsets"):  # TorchRec's JaggedTensor
         weights = given.weights_or_none() if hasattr(given, "weights_or_none") else None
         return Ids(given.values(), None, given.offsets(), weights)

@@ -10,11 +10,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch.autograd.function import once_differentiable
 
-from embstore import FeatureBatch, Store
-from embstore.torch.crossing import floats_of, keys_of, rows_of, stream_of
+from embstore import ArgumentError, FeatureBatch, Store
+from embstore.torch.clock import Clock
+from embstore.torch.crossing import floats_of, has_one_owner, keys_of, rows_of, stream_of
 from embstore.torch.gradients import Bags, Lookup
 from embstore.torch.inputs import Ids
 from embstore.torch.parameter import TableParameter
+
+NO_TASK = -1
+_graph_task = getattr(torch._C, "_current_graph_task_id", lambda: NO_TASK)
 
 
 class RowsOf(torch.autograd.Function):
@@ -27,7 +31,7 @@ class RowsOf(torch.autograd.Function):
         """Look up, and keep the ticket."""
         table = parameter.table
         keys = keys_of(ids, table)
-        batch = table.find_or_insert(keys, parameter.clock.at_lookup(), **stream_of(keys))
+        batch = table.find_or_insert(keys, step_of(parameter.clock), **stream_of(keys))
         ctx.lookup = (parameter, batch, fused)
         rows = rows_of(batch.rows, ids)
         return rows if table.dtype != "bfloat16" else rows.bfloat16()
@@ -56,7 +60,7 @@ class BagsOf(torch.autograd.Function):
         """Look up and pool, and keep the ticket."""
         table = parameter.table
         keys = keys_of(ids, table)
-        step = parameter.clock.at_lookup()
+        step = step_of(parameter.clock)
         batch = table.pooled(
             keys, bags.offsets, bags.mode, bags.weights, step=step, **stream_of(keys)
         )
@@ -122,7 +126,7 @@ class FeaturesOf(torch.autograd.Function):
         """Look up, and keep the tickets."""
         tables = asked.tables()
         ctx.set_materialize_grads(False)
-        step = next(iter(asked.parameters.values())).clock.at_lookup()
+        step = step_of(next(iter(asked.parameters.values())).clock)
         found = asked.train(step)
         ctx.lookup = (asked, tables, found)
         return tuple(rows_of(found[names[0]].batch.rows, asked.like) for names in tables.values())
@@ -132,34 +136,70 @@ class FeaturesOf(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[None, ...]:
         """Leave the gradients."""
         asked, tables, found = ctx.lookup
-        lookups = {}
-        for (table, features), grad in zip(tables.items(), grads, strict=True):
-            if grad is None:
-                continue
-            bags = () if asked.bags is None else tuple(asked.bags[f] for f in features)
-            own = {f: found[f] for f in features}
-            lookups[table] = Lookup(own[features[0]].batch, grad, bags, asked.store, own)
-        if asked.fused:
-            _train_many([(asked.parameters[name], of) for name, of in lookups.items()])
-        else:
-            for name, lookup in lookups.items():
-                asked.parameters[name].gradients.add(lookup)
+        settle_many(asked, found, dict(zip(tables, grads, strict=True)))
         return (None,) * (1 + len(grads))
 
 
 def settle(parameter: TableParameter, lookup: Lookup, fused: bool) -> None:
     """Keep the gradient of a lookup for the optimizer, or train with it."""
     if not fused:
-        parameter.gradients.add(lookup)
+        parameter.gradients.add(_owned(lookup))
         return
+    parameter.take_rate()
     table = parameter.table
     grads = floats_of(lookup.grad, table)
     table.apply_gradients(lookup.batch, grads, parameter.clock.now, **stream_of(grads))
     parameter.clock.note_update()
 
 
+def _owned(lookup: Lookup) -> Lookup:
+    """Return the lookup with a gradient of its own.
+
+    Autograd may have handed the same memory to a dense parameter as its ``.grad``, which is then
+    clipped, unscaled and added to in place.
+    """
+    grad = lookup.grad
+    if grad.dtype == torch.float32 and grad.is_contiguous() and has_one_owner(grad):
+        return lookup
+    own = torch.empty(grad.shape, dtype=torch.float32, device=grad.device).copy_(grad)
+    return lookup._replace(grad=own)
+
+
+def step_of(clock: Clock) -> int:
+    """Return the step of a training lookup; raise inside of backward, where it would be a second.
+
+    Activation checkpointing runs forward again there.
+    """
+    if _graph_task() != NO_TASK:
+        raise ArgumentError(
+            "a training lookup inside backward would count its ids twice: keep embedding modules "
+            "out of torch.utils.checkpoint, they keep no activations"
+        )
+    return clock.at_lookup()
+
+
+def settle_many(
+    asked: Features, found: Mapping[str, FeatureBatch], grads: Mapping[str, torch.Tensor | None]
+) -> None:
+    """Keep the gradients of a lookup of many tables, by table, or train with them."""
+    lookups = {}
+    for table, features in asked.tables().items():
+        grad = grads[table]
+        if grad is None:
+            continue
+        bags = () if asked.bags is None else tuple(asked.bags[f] for f in features)
+        own = {f: found[f] for f in features}
+        lookups[table] = Lookup(own[features[0]].batch, grad, bags, asked.store, own)
+    if asked.fused:
+        _train_many([(asked.parameters[name], of) for name, of in lookups.items()])
+        return
+    for name, lookup in lookups.items():
+        asked.parameters[name].gradients.add(_owned(lookup))
+
+
 def _train_many(lookups: Sequence[tuple[TableParameter, Lookup]]) -> None:
     if lookups:
+        lookups[0][0].take_rate()
         apply_many(lookups, lookups[0][0].clock.now)
         lookups[0][0].clock.note_update()
 

@@ -4,9 +4,11 @@ One table has one parameter, whatever number of modules use it. It lives in the 
 do not pass through it.
 """
 
+import copy
 import tempfile
 import weakref
-from typing import Any, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -14,6 +16,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from embstore import ArgumentError, ArgumentTypeError, Table
 from embstore.torch.clock import Clock
 from embstore.torch.gradients import Gradients
+from embstore.torch.names import OF_MODULES, Handle, free_key
+
+if TYPE_CHECKING:
+    from embstore.torch.training import TableOptimizer
 
 
 class TableParameter(torch.nn.Parameter):
@@ -47,6 +53,8 @@ class TableParameter(torch.nn.Parameter):
     is_shard: bool
     anchor: torch.Tensor
     key: str
+    trainer: "weakref.ref[TableOptimizer] | None"
+    handle: Handle
 
     def __new__(cls, table: Table, is_shard: bool = False) -> Self:
         """Make the parameter of a table; `of` gives the one that it has."""
@@ -57,10 +65,12 @@ class TableParameter(torch.nn.Parameter):
         self.is_frozen = False
         self.is_fused = False
         self.is_shard = is_shard
+        self.trainer = None
         self.anchor = torch.zeros(1, requires_grad=True)  # what makes autograd call backward
-        self.key = _free_key(table.name)
+        self.key = free_key(table.name)
+        self.handle = Handle(self.key, table, self.anchor)
         _OF_TABLES[id(table)] = self
-        _BY_KEY[self.key] = self
+        OF_MODULES[self.key] = self
         return self
 
     @classmethod
@@ -77,10 +87,21 @@ class TableParameter(torch.nn.Parameter):
             )
         return known
 
+    @staticmethod
+    def known(table: Table) -> "TableParameter | None":
+        """Return the parameter that a table has, if it has one."""
+        return _OF_TABLES.get(id(table))
+
     @property
     def is_trained(self) -> bool:
         """Whether lookups in training count, insert, and ask for gradients."""
-        return not self.is_frozen and (self.is_shard or self.requires_grad)
+        return not self.is_frozen if self.is_shard else self.requires_grad
+
+    def take_rate(self) -> None:
+        """Take the learning rate of the optimizer, which a scheduler may have changed."""
+        trainer = None if self.trainer is None else self.trainer()
+        if trainer is not None:
+            trainer.take_rates()
 
     @property
     def grad(self) -> torch.Tensor | None:
@@ -98,14 +119,15 @@ class TableParameter(torch.nn.Parameter):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Freeze the table (False): lookups then read and count nothing; or train it again."""
-        self.is_frozen = not requires_grad
+        self.is_frozen = self.handle.is_frozen = not requires_grad
         return self if self.is_shard else super().requires_grad_(requires_grad)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if id(self) not in memo:
             copied = type(self)(_copy(self.table), self.is_shard)
-            copied.is_frozen, copied.is_fused = self.is_frozen, self.is_fused
-            copied.clock.set(self.clock.now)
+            copied.is_fused = self.is_fused
+            copied.requires_grad_(self.is_trained)
+            copied.clock = copy.deepcopy(self.clock, memo)  # shared by those that share this one
             memo[id(self)] = copied
         return memo[id(self)]
 
@@ -122,20 +144,22 @@ class TableParameter(torch.nn.Parameter):
 
 def parameter_by_key(key: str) -> TableParameter:
     """Return the parameter that a compiled graph names."""
-    known = _BY_KEY.get(key)
+    known = OF_MODULES.get(key)
     if known is None:
         raise ArgumentError(
-            f"no table is known by the name {key!r} in this process; there are {sorted(_BY_KEY)}"
+            f"no table is known by the name {key!r} in this process; there are {sorted(OF_MODULES)}"
         )
     return known
 
 
-def _free_key(name: str) -> str:
-    key, n = name, 1
-    while key in _BY_KEY:
-        n += 1
-        key = f"{name}#{n}"
-    return key
+def share_clock(parameters: Iterable[TableParameter]) -> Clock:
+    """Let tables, and those that share a step with one of them, share the latest of their steps."""
+    clocks = {parameter.clock for parameter in parameters}
+    latest = max(clocks, key=lambda clock: clock.now)
+    for parameter in [*OF_MODULES.values()]:
+        if parameter.clock in clocks:
+            parameter.clock = latest
+    return latest
 
 
 def _copy(table: Table) -> Table:
@@ -165,6 +189,5 @@ def _check_optimizer(
 
 
 _OF_TABLES: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-_BY_KEY: weakref.WeakValueDictionary[str, TableParameter] = weakref.WeakValueDictionary()
 
 register_optimizer_step_pre_hook(_check_optimizer)

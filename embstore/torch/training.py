@@ -1,7 +1,8 @@
 """The optimizer of a model's tables, beside that of its dense part."""
 
+import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -9,7 +10,7 @@ from embstore import ArgumentError, ArgumentTypeError
 from embstore.torch.clock import Clock
 from embstore.torch.gradients import Lookup
 from embstore.torch.lookup import apply_many
-from embstore.torch.parameter import TableParameter
+from embstore.torch.parameter import TableParameter, share_clock
 
 
 class TableOptimizer(torch.optim.Optimizer):
@@ -43,17 +44,24 @@ class TableOptimizer(torch.optim.Optimizer):
         tables = [*dict.fromkeys(parameters)]
         if not tables:
             raise ArgumentError("there is no table to train in this model")
-        self.clock = Clock(0)
+        self._rates: dict[str, float] = {}  # by table, as they were at the last step
         super().__init__([{"params": [parameter]} for parameter in tables], {})
+
+    @property
+    def clock(self) -> Clock:
+        """The step of its tables, and of those that share it with them."""
+        (first, *_) = self.param_groups[0]["params"]
+        return cast(Clock, first.clock)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train one more table: ``{"params": [module.weight]}``, with the ``lr`` of its own."""
         given = param_group["params"]
         for parameter in [given] if isinstance(given, torch.Tensor) else list(given):
             _check_trainable(parameter)
-            self.clock.set(max(self.clock.now, parameter.clock.now))
-            parameter.clock = self.clock
-            own = {"lr": _present_rate(parameter, self.clock.now), "table": parameter.table.name}
+            clock = share_clock([parameter, *(g["params"][0] for g in self.param_groups)])
+            own = {"lr": _present_rate(parameter, clock.now), "table": parameter.table.name}
+            self._rates[parameter.key] = own["lr"]
+            parameter.trainer = weakref.ref(self)
             super().add_param_group({**own, **param_group, "params": [parameter]})
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -78,7 +86,12 @@ class TableOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters, clock = self._prepare(), self.clock
+        self.take_rates()
+        parameters, clock = [group["params"][0] for group in self.param_groups], self.clock
+        if any(parameter.is_shard for parameter in parameters):
+            from embstore.torch.sharded.gradients import send_gradients
+
+            send_gradients(parameters)
         together: dict[int, list[tuple[TableParameter, Lookup]]] = {}
         for parameter in parameters:
             only = parameter.gradients.only_lookup()
@@ -97,12 +110,21 @@ class TableOptimizer(torch.optim.Optimizer):
             for parameter in group["params"]:
                 parameter.gradients.clear()
 
-    def _prepare(self) -> list[TableParameter]:
-        """Return the tables' parameters, after their learning rates were set."""
-        parameters = []
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the learning rates of `state_dict`, which must be of tables of the same names."""
+        names = [group["table"] for group in self.param_groups]
+        given = [group.get("table") for group in state_dict["param_groups"]]
+        if given != names:
+            raise ArgumentError(f"expected the state of an optimizer of {names}, got {given}")
+        super().load_state_dict(state_dict)
+
+    def take_rates(self) -> None:
+        """Give the tables the learning rates of their groups.
+
+        Where a table's own was set later, the group takes that.
+        """
         for group in self.param_groups:
             (parameter,) = group["params"]
-            parameters.append(parameter)
             table = parameter.table
             if callable(table.lr):
                 if "initial_lr" in group:
@@ -111,9 +133,11 @@ class TableOptimizer(torch.optim.Optimizer):
                         f"scheduler of torch was made for it; give the table a number instead"
                     )
                 group["lr"] = table.lr(parameter.clock.now)
-            elif table.lr != group["lr"]:
+            elif group["lr"] == self._rates.get(parameter.key, table.lr):
+                group["lr"] = _present_rate(parameter, self.clock.now)  # which may be set by hand
+            else:
                 table.lr = float(group["lr"])
-        return parameters
+            self._rates[parameter.key] = group["lr"]
 
 
 def _check_trainable(parameter: object) -> None:
