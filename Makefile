@@ -48,17 +48,17 @@ lint: $(VENV)/.extra-lint $(VENV)/.built  ## ruff, mypy, stubtest, clang-format,
 format: $(VENV)/.extra-lint  ## write the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find include src tests bench -type f -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null | xargs $(BIN)/clang-format -i
+	find include src tests bench -type f -name '*.[ch]' -o -name '*.cpp' -o -name '*.cc' -o -name '*.cu' 2>/dev/null | xargs $(BIN)/clang-format -i
 
-bench: $(VENV)/.extra-bench $(VENV)/.built  ## benchmarks, printed as ratios (10 minutes, 12 GB); make bench ARGS="lookup --quick"
+bench: $(VENV)/.extra-bench $(VENV)/.built  ## benchmarks, printed as ratios (20 minutes, 20 GB); make bench ARGS="lookup --quick"
 	$(BIN)/python -m bench $(ARGS)
 
 bench-gpu: has-driver $(VENV)/.extra-cuda$(CUDA) $(VENV)/.built  ## the CUDA engine on a card, beside its floor (9 minutes); ARGS="--quick" or "--hkv PATH"
 	$(BIN)/python -m bench gpu $(ARGS)
 
-bench-peers: $(VENV)/.extra-bench $(VENV)/.built  ## build the environments of TFRA and FBGEMM (4 GB), and measure beside them
+bench-peers: $(VENV)/.extra-bench $(VENV)/.built  ## build the environments of TFRA, FBGEMM and TorchRec (5 GB), and measure beside them
 	$(BIN)/python -m bench.peers
-	$(BIN)/python -m bench peers $(ARGS)
+	$(BIN)/python -m bench peers torch $(ARGS)
 
 bench-accounting: $(VENV)/.extra-bench $(VENV)/.built  ## what keeping freq and step costs: a second build without it, in turn with ours
 	CXXFLAGS="$(CXXFLAGS) -DEMB_BENCH_NO_ACCOUNTING" $(BIN)/python setup.py --quiet build --build-lib build/without-accounting

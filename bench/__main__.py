@@ -26,6 +26,8 @@ CONCEPTS = (
     "accounting",
     "distances",
     "peers",
+    "torch",
+    "scaling",
 )
 
 

@@ -23,6 +23,7 @@ AXES = {
     "n_rows": "live rows of the table",
     "dim": "values of a row, float32",
     "batch": "keys of a call",
+    "samples": "of a training step, whose keys are those of all its features",
     "distribution": "of the keys of a batch over the rows: uniform, or zipf of exponent 1.05",
     "threads": "threads of the library under test",
     "load": "keys per cell of the index",
@@ -38,6 +39,8 @@ AXES = {
     "table_gb": "gigabytes that reads at random are spread over",
     "host_share": "share of the rows that lie in the memory of the host",
     "rows_in": "where a verb reads keys and writes rows: host or device",
+    "ranks": "processes, each with a part of the rows",
+    "sent_bytes": "of an exchange, by each rank to others",
     "repetition": "number of a run that cannot be repeated on the same table",
 }
 LEAST_ROUNDS = 5

@@ -11,7 +11,7 @@ import numpy as np
 
 import embstore as es
 from bench import raw_gather
-from bench.peers import FBGEMM, TFRA
+from bench.peers import FBGEMM, TFRA, TORCHREC
 
 ROOT = Path(__file__).resolve().parent.parent
 THP = Path("/sys/kernel/mm/transparent_hugepage")
@@ -145,6 +145,7 @@ def lacks():
         "accounting": why_no_accounting(),
         "fbgemm": FBGEMM.why_not(),
         "tfra": TFRA.why_not(),
+        "torchrec": TORCHREC.why_not(),
     }
 
 

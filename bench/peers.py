@@ -61,7 +61,17 @@ FBGEMM = Peer(
     installs=(("torch==2.13.0", "numpy"), ("--no-deps", "fbgemm-gpu-cpu==1.8.0")),
     module="bench.peer_fbgemm",
 )
-PEERS = (TFRA, FBGEMM)
+TORCHREC = Peer(
+    name="torchrec",
+    title="TorchRec 1.8.0",
+    installs=(
+        ("torch==2.13.0", "numpy", "tensordict==0.13.0"),
+        ("tqdm", "pyre-extensions", "lightning-utilities"),
+        ("--no-deps", "torchmetrics==1.0.3", "fbgemm-gpu-cpu==1.8.0", "torchrec==1.8.0"),
+    ),
+    module="bench.peer_torchrec",
+)
+PEERS = (TFRA, FBGEMM)  # tables; beside the models of bench_torch stands TorchRec
 
 
 def run(peer, *command):
@@ -90,7 +100,7 @@ def make(peer):
 
 def main():
     """Make all environments; a peer that does not work is told, not raised."""
-    for peer in PEERS:
+    for peer in (*PEERS, TORCHREC):
         why = make(peer)
         print(f"{peer.title}: {'NOT AVAILABLE: ' + why if why else 'ready'}", flush=True)
     return 0

@@ -20,13 +20,23 @@ from bench.targets import GROWTH_MAX, GROWTH_P999
 MEETS, MISSES, PLAIN, INK = "#3b6fb6", "#c8643c", "#9aa3ad", "#222222"
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # of text on lines
 MOST_BARS = 24  # of one picture; more are split by dim
-WORDS = ("distribution", "pooling")  # axes whose values speak for themselves
+WORDS = ("distribution", "pooling", "optimizer")  # axes whose values speak for themselves
 UNITS = {
     "x": "times the time: lower is better",
     "s": "seconds: lower is better",
     "us": "microseconds: lower is better",
     "ms": "milliseconds: lower is better",
     "GB/s": "GB/s: higher is better",
+    "samples/s": "samples a second: higher is better",
+    "M/s": "million samples a second: higher is better",
+    "ns/key": "nanoseconds a key: lower is better",
+    "MB": "megabytes: lower is better",
+    "bytes": "bytes: lower is better",
+    "G": "billions",
+    "M": "millions",
+    "%": "percent",
+    "times": "times",
+    "": "number",
 }
 STYLE = {
     "font.size": 9,
@@ -189,7 +199,8 @@ def draw(plt, run):
     else:
         for dim in dict.fromkeys(figure.axes.get("dim") for figure in run.figures):
             own = [figure for figure in run.figures if figure.axes.get("dim") == dim]
-            yield f"{run.concept}-dim{dim}", draw_bars(plt, own)
+            name = run.concept if dim is None else f"{run.concept}-dim{dim}"
+            yield name, draw_bars(plt, own)
 
 
 def write(runs, folder):

@@ -83,6 +83,21 @@ SCAN_COPY = {
 }
 EXPORT_TAKE = at_least("export, dim 16 with slots, against np.take at random", 1.0)
 FIND_BESIDE_EVICTION = at_most("find beside an eviction in slices, p99 over alone", 1.5)
+DLRM_BEST = {  # by whether ours is fused
+    False: at_least("DLRM step in PyTorch, against the best of the others", 2.0, features=26),
+    True: at_least("DLRM step in PyTorch, fused, against the best of the others", 2.0, features=26),
+}
+MODULE_COST = {
+    kind: at_most(f"module, {kind}, over torch nn.Embedding", 1.0, batch=64)
+    for kind in (
+        "forward in training",
+        "forward and backward",
+        "forward and backward, fused",
+        "step",
+        "step, fused",
+        "forward in eval",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -124,4 +139,5 @@ ROWS = (
     *(Row(target, "scan") for target in SCAN_COPY.values()),
     Row(EXPORT_TAKE, "scan"),
     Row(FIND_BESIDE_EVICTION, "scan"),
+    *(Row(target, "torch", "torch") for target in (*DLRM_BEST.values(), *MODULE_COST.values())),
 )
