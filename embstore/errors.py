@@ -47,6 +47,10 @@ class DeviceError(EmbstoreError, RuntimeError):
     """A device that was asked for is not there, or embstore cannot run on it."""
 
 
+class DistributedError(EmbstoreError, RuntimeError):
+    """Ranks could not exchange what they had to: one is dead, late, or does something else."""
+
+
 class TicketError(EmbstoreError, ValueError):
     """A batch is closed, belongs to another table, or was made before a ``clear()``."""
 

@@ -26,7 +26,7 @@ from embstore.checkpoint.reader import LoadedCheckpoint, LoadedTable, generation
 from embstore.checkpoint.reshard import ReshardReport, reshard
 from embstore.checkpoint.restore import fill
 from embstore.checkpoint.save import SaveReport, save_tables
-from embstore.checkpoint.shards import OpenShards, Shard, check_shard, count_entries
+from embstore.checkpoint.shards import OpenShards, Shard, check_shard, count_entries, shard_of
 from embstore.checkpoint.source import SavedTable, TableSource
 
 __all__ = [
@@ -61,5 +61,6 @@ __all__ = [
     "read_config",
     "reshard",
     "save_tables",
+    "shard_of",
     "verify",
 ]
