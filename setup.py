@@ -186,10 +186,19 @@ class BuildNative(build_ext):
         tools.link([core_object], self.get_ext_fullpath(ext.name), flags)
 
 
-HEADERS = [*files("include", ".h"), *files("src", ".h")]
+OPS = ("tensorflow", "jax")  # compiled where the framework is
+HEADERS = [
+    h
+    for h in files("include", ".h") + files("src", ".h")
+    if not any(f"src/{framework}/" in h for framework in OPS)
+]
 
-# What is shipped as data, because device code is compiled where the device is.
-DATA = {"embstore.include": "include", "embstore.cuda_src": "src/cuda"}
+# What is shipped as data: device code is compiled where the device is, ops where the framework is.
+DATA = {
+    "embstore.include": "include",
+    "embstore.cuda_src": "src/cuda",
+    **{f"embstore.{framework}_src": f"src/{framework}" for framework in OPS},
+}
 
 setup(
     packages=[*find_packages(include=["embstore", "embstore.*"]), *DATA],
@@ -198,6 +207,7 @@ setup(
         "embstore": ["py.typed", "*.pyi"],
         "embstore.include": ["**/*.h"],
         "embstore.cuda_src": ["*.cu"],
+        **{f"embstore.{framework}_src": ["*.cc", "*.h"] for framework in OPS},
     },
     ext_modules=[
         Extension(LIBRARY, library_sources(), depends=[*HEADERS, VERSION_SCRIPT]),

@@ -16,6 +16,8 @@ WHEEL_NEEDS = (
     r"embstore/include/embstore/embstore\.h",
     r"embstore/include/embstore/cuda/simt\.h",
     r"embstore/cuda_src/[^/]*\.cu",
+    r"embstore/tensorflow_src/[^/]*\.(cc|h)",
+    r"embstore/jax_src/[^/]*\.(cc|h)",
     r"embstore-[^/]*\.dist-info/licenses/LICENSE",
     r"embstore-[^/]*\.dist-info/entry_points\.txt",
 )
@@ -29,6 +31,8 @@ SDIST_NEEDS = (
     r"src/cuda/[^/]*\.cu",
     r"src/core_buffers\.pxi",
     r"src/core_many\.pxi",
+    r"src/tensorflow/[^/]*\.(cc|h)",
+    r"src/jax/[^/]*\.(cc|h)",
     r"src/libembstore\.map",
     r"src/paths/baseline\.cpp",
     r"embstore/__init__\.py",

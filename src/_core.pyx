@@ -132,7 +132,8 @@ cdef class CoreTable:
     def __dealloc__(self):
         if self.table != NULL:
             with nogil:
-                es_table_destroy(self.table)
+                es_unregister_all(self.table)
+                es_table_release(self.table)
 
     cdef int check_open(self) except -1:
         if self.is_closed:
@@ -157,11 +158,13 @@ cdef class CoreTable:
         if self.n_users == 0 and table != NULL:
             self.table = NULL
             with nogil:
-                es_table_destroy(table)
+                es_table_release(table)
 
     def close(self):
-        """Close the table; its memory goes when no other thread is inside a call."""
+        """Close the table and end its names; its memory goes when nobody is inside a call."""
         self.is_closed = True
+        if self.table != NULL:
+            es_unregister_all(self.table)
         self.destroy_unused()
 
     def __len__(self):
@@ -508,6 +511,28 @@ cdef class CoreTable:
             status = es_changes_reset(self.table)
         self.leave(status)
 
+    def publish(self, bytes name):
+        """Register the table by a name."""
+        self.enter()
+        self.leave(es_register(name, len(name), self.table))
+
+    def withdraw(self, bytes name):
+        """End a name of the table."""
+        self.enter()
+        self.leave(es_unregister(name, len(name), self.table))
+
+    def take_names(self, CoreTable other):
+        """Take over all names of another table, and its gate."""
+        self.check_open()
+        if other.table != NULL:
+            check(es_registry_move(other.table, self.table), self.where)
+
+    def set_rate(self, double lr):
+        """Set the learning rate of updates by name; NaN if there is none."""
+        self.enter()
+        es_table_set_rate(self.table, lr)
+        self.leave(ES_OK)
+
 
 def version():
     """Return the version of the native library."""
@@ -554,4 +579,5 @@ def plan(dict config, uint64_t n_rows, uint64_t n_candidates):
 include "core_buffers.pxi"
 include "core_many.pxi"
 include "core_mapping.pxi"
+include "core_names.pxi"
 include "core_snapshot.pxi"

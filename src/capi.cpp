@@ -3,13 +3,8 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <string>
 #include <system_error>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "embstore/cpu/apply.h"
 #include "embstore/cpu/buffers.h"
@@ -20,15 +15,16 @@
 #include "embstore/cpu/parts.h"
 #include "embstore/cpu/remove.h"
 #include "embstore/cpu/table.h"
+#include "guarded.h"
 #include "paths/paths.h"
+#include "table_handle.h"
 
 namespace cpu = embstore::cpu;
 using cpu::require;
 using embstore::Dtype;
-
-struct es_table {
-  cpu::Table table;
-};
+using embstore::fail;
+using embstore::guarded;
+using embstore::last_error;
 
 struct es_snapshot {
   es_table* table;
@@ -42,51 +38,6 @@ struct es_ticket {
 };
 
 namespace {
-
-thread_local std::string last_error;
-
-int fail(es_status status, const char* what) {
-  try {
-    last_error = what;
-  } catch (...) {
-    last_error.clear();
-  }
-  return status;
-}
-
-// Round to nearest, subnormals kept: whatever the caller's process has set is put back afterwards.
-class FloatEnvironment {
- public:
-#if defined(__x86_64__)
-  FloatEnvironment() : before_(_mm_getcsr()) {
-    if (before_ != kDefault) _mm_setcsr(kDefault);
-  }
-  ~FloatEnvironment() {
-    if (before_ != kDefault) _mm_setcsr(before_);
-  }
-
- private:
-  static constexpr unsigned kDefault = 0x1F80;
-  unsigned before_;
-#endif
-};
-
-template <class Body>
-int guarded(const Body& body) {
-  try {
-    const FloatEnvironment environment;
-    body();
-    return ES_OK;
-  } catch (const cpu::Error& error) {
-    return fail(error.status(), error.what());
-  } catch (const std::bad_alloc&) {
-    return fail(ES_OUT_OF_MEMORY, "the system gave no memory");
-  } catch (const std::length_error&) {
-    return fail(ES_OUT_OF_MEMORY, "the size is beyond what the system can hold");
-  } catch (const std::exception& error) {
-    return fail(ES_INTERNAL, error.what());
-  }
-}
 
 // The row loops of this process. Null and a message in `*why` where EMBSTORE_CPU asks for what is not there.
 const cpu::Kernels* choose_kernels(const char** why) {
@@ -216,10 +167,16 @@ int es_fixed_hash_many(const int64_t* keys, uint64_t n, uint64_t* out) {
 }
 
 int es_table_create(const es_config* config, es_table** out) {
-  return guarded([&] { *out = new es_table{cpu::Table(*config, kernels())}; });
+  return guarded([&] { *out = new es_table(*config, kernels()); });
 }
 
-void es_table_destroy(es_table* table) { delete table; }
+void es_table_retain(es_table* table) { table->n_references.fetch_add(1, std::memory_order_relaxed); }
+
+void es_table_release(es_table* table) {
+  if (table->n_references.fetch_sub(1, std::memory_order_acq_rel) == 1) delete table;
+}
+
+uint32_t es_table_dim(const es_table* table) { return table->table.config().c.dim; }
 uint64_t es_table_len(const es_table* table) { return table->table.size(); }
 
 int es_table_stats(es_table* table, es_stats* out) {

@@ -23,6 +23,7 @@ cdef inline int check(int status, str where) except -1:
         errors.ForkError,
         errors.InternalError,
         errors.CheckpointError,
+        errors.ArgumentError,
     )
     error = by_status[status - 1 if 0 < status <= len(by_status) else 7]
     raise error(f"{where}: {text}")

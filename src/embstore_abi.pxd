@@ -12,6 +12,8 @@ cdef extern from "embstore/embstore.h" nogil:
         pass
     ctypedef struct es_snapshot:
         pass
+    ctypedef struct es_gate:
+        pass
     const int ES_OK
     const int ES_SNAPSHOT
     const int ES_F32
@@ -183,7 +185,17 @@ cdef extern from "embstore/embstore.h" nogil:
     uint64_t es_name_hash(const char* utf8, uint64_t n_bytes)
     int es_fixed_hash_many(const int64_t* keys, uint64_t n, uint64_t* out)
     int es_table_create(const es_config* config, es_table** out)
-    void es_table_destroy(es_table* table)
+    void es_table_release(es_table* table)
+    int es_register(const char* name, uint64_t n_bytes, es_table* table)
+    int es_unregister(const char* name, uint64_t n_bytes, es_table* table)
+    void es_unregister_all(es_table* table)
+    int es_registry_move(es_table* source, es_table* to)
+    int es_table_gate(es_table* table, es_gate** out)
+    int es_gate_try_lock(es_gate* gate)
+    void es_gate_lock(es_gate* gate)
+    void es_gate_unlock(es_gate* gate)
+    void es_gate_destroy(es_gate* gate)
+    void es_table_set_rate(es_table* table, double lr)
     uint64_t es_table_len(const es_table* table)
     int es_table_stats(es_table* table, es_stats* out)
     int es_table_get_state(es_table* table, es_state* out)

@@ -25,6 +25,7 @@ ROOMS = {
     "_version": set(),
     "_config": {"_version", "_core"},
     "errors": set(),
+    "_build": {"_config", "errors"},
     "_prefetch": set(),
     "_workers": set(),
     "policies": {"errors"},
@@ -38,8 +39,10 @@ ROOMS = {
         *("table", "store"),
     },
     "__main__": {"cli"},
-    "cli": {"public", "torch"},  # lazily, for files of PyTorch
-    **{room: {"public"} for room in ("serving", "torch", "tensorflow", "jax", "keras")},
+    "cli": {"public", "torch", "tensorflow"},  # lazily: files of PyTorch, ops of TensorFlow
+    **{room: {"public"} for room in ("serving", "torch")},
+    **{room: {"public", "_build"} for room in ("tensorflow", "jax")},
+    "keras": {"public", "torch", "tensorflow", "jax"},
 }
 
 # Who may import what is not needed to import embstore.
@@ -47,7 +50,7 @@ FOREIGN = {
     "torch": {"torch"},
     "tensorflow": {"tensorflow", "keras"},
     "jax": {"jax", "keras"},
-    "keras": {"keras"},
+    "keras": {"keras", "tensorflow"},
     "cupy": {"engines/cuda", "engines/kernels", "engines/arrays"},
     "cupy_backends": {"engines/cuda", "engines/kernels"},
     "ml_dtypes": {"engines/arrays"},

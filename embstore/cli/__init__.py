@@ -30,6 +30,7 @@ COMMANDS = {
     "report": "draw a checkpoint on one HTML page",
     "reshard": "cut the tables of checkpoints into another number of shards",
     "compact": "write a checkpoint and the deltas on top of it as one",
+    "build-tf-op": "compile the native ops for the TensorFlow that is installed",
 }
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if arguments[:1] == [name]:  # the others' options are not needed: nor are their imports
             suffix = "_" if keyword.iskeyword(name) else ""
-            module = import_module(f"embstore.cli.{name}{suffix}")
+            module = import_module(f"embstore.cli.{name.replace('-', '_')}{suffix}")
             module.add_options(command)
             command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from embstore import _core
 from embstore.engines import native
-from embstore.engines.engine import Floats, JoinedBatch, Keys, Snapshot, Ticket
+from embstore.engines.engine import Floats, Gate, JoinedBatch, Keys, Named, Snapshot, Ticket
 from embstore.engines.spec import N_PARTITIONS, TableSpec
 from embstore.engines.types import (
     ApplyReport,
@@ -28,6 +28,8 @@ from embstore.policies.eviction import Operation
 
 class CpuEngine:
     """One table on the CPU; see `embstore.engines.engine.Engine` for what the calls mean."""
+
+    has_graphs = False
 
     def __init__(self, spec: TableSpec, hash_seed: int, collect_evicted: bool) -> None:
         self._core = _core.CoreTable(native.native_config(spec, hash_seed, collect_evicted))
@@ -51,6 +53,10 @@ class CpuEngine:
 
     def set_strict(self, is_strict: bool) -> None:
         """Do nothing: every call waits."""
+
+    def named(self) -> tuple[Named, Gate]:
+        """Return the table as it is known by names, and its gate."""
+        return self._core, _core.CoreGate(self._core)
 
     def check(self) -> None:
         """Raise ClosedTableError if the table is closed; calls raise what goes wrong themselves."""

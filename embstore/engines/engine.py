@@ -149,6 +149,38 @@ class Snapshot(Protocol):
         ...
 
 
+class Named(Protocol):
+    """A table as it is known by names in this process; ops of frameworks find it by them."""
+
+    def publish(self, name: bytes) -> None:
+        """Give it a name, which no other table may have."""
+        ...
+
+    def withdraw(self, name: bytes) -> None:
+        """End a name."""
+        ...
+
+    def take_names(self, other: Any) -> None:
+        """Take over all names of another table, and its gate."""
+        ...
+
+    def set_rate(self, lr: float) -> None:
+        """Set the learning rate of updates by name; NaN if there is none."""
+        ...
+
+
+class Gate(Protocol):
+    """Holds out those who write to a table by its name."""
+
+    def acquire(self) -> None:
+        """Wait for it, and hold it."""
+        ...
+
+    def release(self) -> None:
+        """Let it go."""
+        ...
+
+
 class Engine(Protocol):
     """A table's storage on one device.
 
@@ -156,6 +188,11 @@ class Engine(Protocol):
     call. All arguments are checked before the first table is served; tables before one that fails
     keep what was done.
     """
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether CUDA graphs may hold calls of it."""
+        ...
 
     @staticmethod
     def find_many(batches: Sequence[JoinedBatch], missing: str) -> None:
@@ -325,6 +362,10 @@ class Engine(Protocol):
 
     def reset_changes(self) -> None:
         """Begin a new change log."""
+        ...
+
+    def named(self) -> tuple[Named, Gate] | None:
+        """Return the table as it is known by names, and its gate; None where it cannot be."""
         ...
 
     def close(self) -> None:

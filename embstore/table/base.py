@@ -1,5 +1,6 @@
 """What all parts of a Table share: its engine, its parameters, and the lock of its writers."""
 
+import math
 import os
 import threading
 import weakref
@@ -22,7 +23,8 @@ from embstore.policies.eviction import program
 from embstore.policies.optimizer import LearningRate, Optimizer, Slots
 
 if TYPE_CHECKING:
-    from embstore.engines.engine import Engine
+    from embstore.engines.engine import Engine, Named
+    from embstore.table.names import AnyLock
 
 EvictionSink = Callable[[Rows], object]
 _NO_STREAM = nullcontext()
@@ -50,6 +52,8 @@ class TableBase:
         self._place = place
         self._device = place.device
         self._on_evict = on_evict
+        # As given, where nothing that prints can see it.
+        self._hash_seed: Callable[[], int | None] = lambda: hash_seed
         self._engine: Engine = engines.create(spec, place, hash_seed, on_evict is not None)
         self._find_fast = self._engine.find_fast
         self._strict = False
@@ -59,6 +63,7 @@ class TableBase:
         self._base: str | None = None  # digest of the checkpoint with which the change log began
         self._n_resets = 0  # of the change log by hand
         self._n_resets_at_cut = 0
+        self._named: Named | None = None  # once it was published
         self._make_lock()
         _TABLES.add(self)
 
@@ -96,7 +101,7 @@ class TableBase:
         return cls._of_spec(spec, place, hash_seed, on_evict, where)
 
     def _make_lock(self) -> None:
-        self._lock = threading.RLock()
+        self._lock: AnyLock = threading.RLock()
         self._save_lock = threading.Lock()  # taken before _lock
 
     def _begin_save(self) -> None:
@@ -107,6 +112,21 @@ class TableBase:
         """Take note of the checkpoint that was saved since the cut."""
         with self._lock:
             self._base = digest if self._n_resets == self._n_resets_at_cut else None
+
+    def _take_content(self, other: "TableBase") -> None:
+        """Become what another table is, which nobody else has; the caller holds both locks.
+
+        Readers of now go on with the engine of before, which lives until the last lets it go.
+        """
+        named = other._engine.named() if self._named is not None else None
+        if named is not None:
+            named[0].take_names(self._named)
+            self._named = named[0]
+        self._spec, self._lr = other._spec, other._lr
+        self._note_rate()
+        self._engine, self._find_fast = other._engine, other._find_fast
+        self._pins, self._base = other._pins, other._base
+        self._is_bloom_past_capacity = False
 
     @property
     def _writing(self) -> AbstractContextManager[Any]:
@@ -223,6 +243,13 @@ class TableBase:
         changed: Any = {"lr": lr}
         self._spec = replace(self._spec, optimizer=replace(optimizer, **changed))
         self._lr = lr
+        self._note_rate()
+
+    def _note_rate(self) -> None:
+        """Tell those who update by name the learning rate; they cannot call a schedule."""
+        if self._named is not None:
+            lr = self._lr
+            self._named.set_rate(math.nan if lr is None or callable(lr) else float(lr))
 
     def _rate(self, lr: object, step: int, where: str) -> float:
         """Return the learning rate of a call at `step`."""

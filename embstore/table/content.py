@@ -1,7 +1,7 @@
 """The verbs of a Table that write and read its content directly, beside training."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from embstore.errors import ArgumentError, ArgumentTypeError
 from embstore.policies._check import INT64_MAX, check_choice, check_int, check_step
 from embstore.policies.admission import CounterAdmission
 from embstore.table.base import TableBase
+
+if TYPE_CHECKING:
+    from embstore.engines.engine import Engine
 
 ASSIGN_MODES: tuple[Literal["replace", "add"], ...] = ("replace", "add")
 
@@ -131,41 +134,31 @@ class TableContent(TableBase):
         """
         where = "Table.export"
         checked = check_int(where, "batch_rows", batch_rows, 1, INT64_MAX)
-        len(self._engine)  # raises here, not at the first next(), if the table is closed
-        return self._export(bool(pending), checked)
+        engine = self._engine  # to the end, whatever is restored meanwhile
+        len(engine)  # raises here, not at the first next(), if the table is closed
+        return self._export(engine, bool(pending), checked)
 
-    def _export(self, pending: bool, batch_rows: int) -> Iterator[Rows]:
-        for first, last in self._partition_ranges(batch_rows, candidates=False):
+    def _export(self, engine: "Engine", pending: bool, batch_rows: int) -> Iterator[Rows]:
+        for first, last in _partition_ranges(engine, batch_rows, candidates=False):
             with self._lock:
-                stored = self._engine.export_rows(first, last)
+                stored = engine.export_rows(first, last)
             rows = self._public_rows(stored)
             for start in range(0, len(rows), batch_rows):
                 yield rows[start : start + batch_rows]
         if not pending:
             return
-        for first, last in self._partition_ranges(batch_rows, candidates=True):
-            rows = self._pending_rows(first, last)
+        for first, last in _partition_ranges(engine, batch_rows, candidates=True):
+            rows = self._pending_rows(engine, first, last)
             for start in range(0, len(rows), batch_rows):
                 yield rows[start : start + batch_rows]
 
-    def _partition_ranges(self, batch_rows: int, candidates: bool) -> Iterator[tuple[int, int]]:
-        """Yield ranges of partitions that hold at most about `batch_rows`, or are one alone."""
-        counts = self._engine.partition_counts(candidates).tolist()
-        first, held = 0, 0
-        for partition, count in enumerate(counts):
-            if held and held + count > batch_rows:
-                yield first, partition - 1
-                first, held = partition, 0
-            held += count
-        yield first, N_PARTITIONS - 1
-
-    def _pending_rows(self, first: int, last: int) -> Rows:
+    def _pending_rows(self, engine: "Engine", first: int, last: int) -> Rows:
         """Return the pending keys of partitions [first, last] as `export` describes them."""
         with self._lock:
-            pending = self._engine.export_candidates(first, last)
+            pending = engine.export_candidates(first, last)
             n = len(pending)
             values = np.empty((n, self.dim), self._spec.row_dtype)
-            self._engine.find(pending.keys, values, "default", None, None, None)
+            engine.find(pending.keys, values, "default", None, None, None)
         slots = np.zeros((n, self._spec.slot_floats), np.float32)
         return Rows(pending.keys, values, slots, pending.counts, np.full(n, -1, np.int64))
 
@@ -249,3 +242,17 @@ class TableContent(TableBase):
     def _check_tracking(self, where: str) -> None:
         if not self._spec.track_changes:
             raise ArgumentError(f"{where}: the table was made with track_changes=False")
+
+
+def _partition_ranges(
+    engine: "Engine", batch_rows: int, candidates: bool
+) -> Iterator[tuple[int, int]]:
+    """Yield ranges of partitions that hold at most about `batch_rows`, or are one alone."""
+    counts = engine.partition_counts(candidates).tolist()
+    first, held = 0, 0
+    for partition, count in enumerate(counts):
+        if held and held + count > batch_rows:
+            yield first, partition - 1
+            first, held = partition, 0
+        held += count
+    yield first, N_PARTITIONS - 1

@@ -24,7 +24,7 @@ LoadEviction = Eviction | Saved | None
 
 
 class TableFiles(TableSaving):
-    """Files: save, save_async, load, from_source."""
+    """Files: save, save_async, load, restore, from_source."""
 
     @classmethod
     def load(
@@ -133,6 +133,56 @@ class TableFiles(TableSaving):
             table = cls._of_spec(plan.spec, place, hash_seed, on_evict, where)
             restore(table, plan)
         return table
+
+    def restore(
+        self,
+        path: Path | Sequence[Path],
+        *,
+        name: str | None = None,
+        verify: str = "full",
+        generation: int | None = None,
+        hmac_key: bytes | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        """Replace the content of this table, in place, by that of a checkpoint.
+
+        The table becomes what `load` returns, parameters included; device, hbm_bytes, hash_seed,
+        on_evict and strict stay, and so does a learning rate that is a schedule, where the
+        checkpoint has none. Both contents are in memory at once. Readers see one or the other,
+        whole; batches of before raise TicketError when they are applied; a save that runs is waited
+        for. After an error the table is as it was.
+
+        Parameters
+        ----------
+        path, verify, generation, hmac_key, allow_nonfinite
+            As for `load`.
+        name
+            Which table, if there are several; that of this name by default.
+
+        Raises
+        ------
+        CheckpointMismatchError
+            If name, dim or dtype are not those of this table.
+        CorruptCheckpointError, CheckpointError
+            As for `load`.
+        ArgumentError
+            If a CUDA graph holds calls of this table.
+        """
+        from embstore import checkpoint
+        from embstore.table.restoring import restore_in_place
+
+        names = None if name is None else [name]
+        with checkpoint.OpenShards(
+            path, names, verify, generation, hmac_key, num_threads()
+        ) as opened:
+            sources = opened.tables
+            if len(sources) > 1 and self.name in sources:
+                sources = {self.name: sources[self.name]}
+            if len(sources) != 1:
+                raise ArgumentError(
+                    f"Table.restore: name is needed, since {opened.place} holds {list(sources)}"
+                )
+            restore_in_place([self], [*sources.values()], allow_nonfinite, "Table.restore")
 
     @classmethod
     def from_source(

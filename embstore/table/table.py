@@ -31,6 +31,7 @@ from embstore.table.batch import Batch, PooledBatch, PoolMode, as_bags
 from embstore.table.content import TableContent
 from embstore.table.files import TableFiles
 from embstore.table.graphs import TableGraphs
+from embstore.table.names import TableNames
 
 Missing = Literal["default", "initial", "raise"]
 Admit = Literal["policy", "always"]
@@ -38,7 +39,7 @@ MISSING: tuple[Missing, ...] = ("default", "initial", "raise")
 ADMIT: tuple[Admit, ...] = ("policy", "always")
 
 
-class Table(TableContent, TableFiles, TableGraphs):
+class Table(TableContent, TableFiles, TableGraphs, TableNames):
     """A dynamic table from int64 keys, all 2**64 of them, to rows of `dim` values.
 
     Any number of threads may `find` while one at a time trains or evicts; others queue. A save lets

@@ -281,7 +281,8 @@ class TableUpkeep(TableBase):
         EmbstoreWarning
             Once, when the filter has passed its capacity.
         """
-        native, state = self._engine.stats(), self._engine.get_state()
+        engine = self._engine  # one for both, whatever is restored meanwhile
+        native, state = engine.stats(), engine.get_state()
         n_held = native["n_live"] + native["n_candidates"]
         stats: dict[str, Any] = {
             "n_live": native["n_live"],

@@ -34,7 +34,8 @@ typedef enum es_status {
   ES_TICKET = 6,        /* the ticket is of another table, or of before a clear() */
   ES_FORKED = 7,        /* a write in a forked child */
   ES_INTERNAL = 8,
-  ES_SNAPSHOT = 9 /* a snapshot was lost: the disk is full, or there was no memory */
+  ES_SNAPSHOT = 9,     /* a snapshot was lost: the disk is full, or there was no memory */
+  ES_UNKNOWN_NAME = 10 /* no table of this process is registered by the name */
 } es_status;
 
 typedef enum es_dtype { ES_F32 = 0, ES_F16 = 1, ES_BF16 = 2 } es_dtype;
@@ -213,7 +214,10 @@ ES_API uint64_t es_fixed_hash(int64_t key); /* partition = its top 8 bits */
 ES_API int es_fixed_hash_many(const int64_t* keys, uint64_t n, uint64_t* out);
 
 ES_API int es_table_create(const es_config* config, es_table** out);
-ES_API void es_table_destroy(es_table* table);
+/* A new table has one reference, its maker's; with the last one its memory goes. */
+ES_API void es_table_retain(es_table* table);
+ES_API void es_table_release(es_table* table);
+ES_API uint32_t es_table_dim(const es_table* table);
 ES_API uint64_t es_table_len(const es_table* table);
 ES_API int es_table_stats(es_table* table, es_stats* out);
 ES_API int es_table_get_state(es_table* table, es_state* out);
@@ -362,6 +366,31 @@ ES_API int es_snapshot_end(es_snapshot* snapshot, int32_t is_saved);
 ES_API int es_check_rows(const int64_t* keys, uint64_t n, uint32_t first, uint32_t last, const int64_t* previous,
                          const void* values, int32_t value_dtype, uint32_t dim, const float* slots,
                          uint32_t slot_floats, uint64_t* first_out_of_order, uint64_t* n_nonfinite);
+
+/* Tables by name, of the whole process: for ops and languages that cannot hold a handle. A name is a reference. */
+ES_API int es_register(const char* name, uint64_t n_bytes, es_table* table); /* ES_INVALID: it is another table's */
+ES_API int es_unregister(const char* name, uint64_t n_bytes, es_table* table);
+ES_API void es_unregister_all(es_table* table);
+/* All names of one table go to another, which nobody else has yet; it takes over the gate as well. */
+ES_API int es_registry_move(es_table* from, es_table* to);
+/* The table of a name, with a reference to be released by the caller; ES_UNKNOWN_NAME if there is none. */
+ES_API int es_acquire(const char* name, uint64_t n_bytes, es_table** out);
+
+/* The gate of a table: whoever writes by name holds it for the call, and whoever needs several calls on one state (an
+ * export, a cut through many tables) for all of them. A thread may hold it more than once. Readers need none. */
+ES_API int es_table_lock(es_table* table);
+ES_API void es_table_unlock(es_table* table); /* by the thread that locked it */
+/* The same as a handle that does not keep the table. */
+typedef struct es_gate es_gate;
+ES_API int es_table_gate(es_table* table, es_gate** out);
+ES_API int es_gate_try_lock(es_gate* gate); /* 1: it is held now */
+ES_API void es_gate_lock(es_gate* gate);
+ES_API void es_gate_unlock(es_gate* gate);
+ES_API void es_gate_destroy(es_gate* gate);
+
+/* The learning rate that the owner wants for updates by name that bring none; NaN: there is none. */
+ES_API void es_table_set_rate(es_table* table, double lr);
+ES_API double es_table_rate(const es_table* table);
 
 /* CRC-32 of zlib: that of the bytes before, 0 at first, in *crc. ES_INVALID where this processor has no fast way. */
 ES_API int es_crc32(const void* data, uint64_t n, uint32_t* crc);

@@ -153,7 +153,7 @@ int main() {
     if (step % 10 == 0) torment(table, "reserve", [&] { return es_table_reserve(table, 100 * step); });
   }
   torment(table, "clear", [&] { return es_table_clear(table); });
-  es_table_destroy(table);
+  es_table_release(table);
   std::printf("%llu allocations failed, 0 changes\n", static_cast<unsigned long long>(n_injected));
   return 0;
 }

@@ -168,7 +168,7 @@ int main(int argc, char** argv) {
   is_over = true;
   for (std::thread& reader : readers) reader.join();
   saver.join();
-  es_table_destroy(table);
+  es_table_release(table);
   std::printf("%lld steps, %llu reads, %llu snapshots, %llu failures\n", static_cast<long long>(step),
               static_cast<unsigned long long>(n_reads.load()), static_cast<unsigned long long>(n_snapshots.load()),
               static_cast<unsigned long long>(n_failures.load()));

@@ -19,6 +19,11 @@ from embstore.errors import ArgumentError
 class CudaCapture(CudaCore):
     """capturing and replaying."""
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether calls may have been captured."""
+        return bool(self._captures)
+
     @contextmanager
     def capturing(self) -> Iterator[None]:
         """Let calls be captured: those inside use memory that graphs may keep."""

@@ -85,4 +85,7 @@ ADAPTERS = {
     "tensorflow": Place("tensorflow", "tensorflow_adapter", "TensorflowAdapter"),
     "tensorflow-fallback": Place("tensorflow", "tensorflow_adapter", "FallbackTensorflowAdapter"),
     "tensorflow-fused": Place("tensorflow", "tensorflow_adapter", "FusedTensorflowAdapter"),
+    "jax": Place("jax", "jax_adapter", "JaxAdapter"),
+    "jax-embed": Place("jax", "jax_adapter", "EmbedJaxAdapter"),
+    "jax-fallback": Place("jax", "jax_adapter", "FallbackJaxAdapter"),
 }

@@ -1,0 +1,44 @@
+"""The step that a table is trained at: a variable, so that graphs read and move it."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from embstore import ArgumentError, Table
+
+
+class Clock:
+    """Now, in steps: what training lookups and updates of a table happen at.
+
+    `Optimizer` moves it by one in each step; where a table is trained in backward (``fused=True``),
+    each update does.
+    """
+
+    def __init__(self, table: Table) -> None:
+        with tf.init_scope(), tf.device("CPU"):
+            self.variable = tf.Variable(
+                _behind(table), trainable=False, dtype=tf.int64, name="embstore_step"
+            )
+
+    @property
+    def now(self) -> int:
+        """The step."""
+        return int(self.variable.numpy())
+
+    def set(self, now: int) -> None:
+        """Set the step."""
+        if isinstance(now, bool) or not isinstance(now, int) or not 0 <= now < 2**63:
+            raise ArgumentError(f"the step must be an int from 0 to 2**63 - 1, got {now!r}")
+        self.variable.assign(now)
+
+    def set_behind(self, table: Table) -> None:
+        """Set the step to the one behind a table's last."""
+        self.variable.assign(_behind(table))
+
+    def advance(self) -> Any:
+        """Go to the next step, in a graph or at once."""
+        return self.variable.assign_add(1)
+
+
+def _behind(table: Table) -> int:
+    return table.step + 1 if table.stats()["n_train_steps"] else table.step
