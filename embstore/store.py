@@ -141,8 +141,8 @@ class Store(StoreFiles):
 
         Notes
         -----
-        All arguments are checked before the first table is served. Tables are served one after
-        another: if one raises then, those before it keep their inserts, and no batch is returned.
+        All arguments are checked before the first table is served. If a table
+        raises then, the others on its kind of device keep their inserts, and no batch is returned.
         """
         where = "Store.find_or_insert_many"
         step = check_step(where, step)
@@ -234,9 +234,8 @@ class Store(StoreFiles):
 
         Notes
         -----
-        All arguments are checked before the first update. Tables are updated one after another: if
-        one raises then (NonFiniteError, or TicketError after `clear`), those before it keep their
-        updates.
+        All arguments are checked before the first update. If a table raises then (NonFiniteError,
+        or TicketError after `clear`), the others on its kind of device keep their updates.
         """
         where = "Store.apply_gradients_many"
         step = check_step(where, step)

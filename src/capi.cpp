@@ -3,8 +3,10 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "embstore/cpu/apply.h"
 #include "embstore/cpu/buffers.h"
@@ -102,6 +104,43 @@ void for_each_batch(es_batch* batches, uint64_t n_batches, const Body& body) {
     batches[b].has_failed = 1;
     body(batches[b]);
     batches[b].has_failed = 0;
+  }
+}
+
+// Whether threads had better serve one table each than all of them one table after another: where no table has more
+// than a thread's share of the keys.
+bool are_for_a_thread_each(const es_batch* batches, uint64_t n_batches) {
+  const uint64_t n_threads = static_cast<uint64_t>(cpu::ThreadPool::instance().n_threads());
+  uint64_t n = 0, n_most = 0;
+  for (const es_batch* batch = batches; batch < batches + n_batches; ++batch) {
+    const uint64_t own = parts_of(*batch).n_keys();
+    n += own;
+    n_most = std::max(n_most, own);
+  }
+  return n_threads > 1 && n_batches >= n_threads && n_most * n_threads <= n;
+}
+
+// Runs `body` for all batches, of which none keeps the others from being served, and throws what the first of those
+// that failed threw; it says that it is the one.
+template <class Body>
+void serve_batches(es_batch* batches, uint64_t n_batches, const Body& body) {
+  std::vector<std::exception_ptr> failures(n_batches);
+  const auto serve = [&](uint32_t b) {
+    const embstore::FloatEnvironment environment;
+    try {
+      body(batches[b]);
+    } catch (...) {
+      failures[b] = std::current_exception();
+    }
+  };
+  if (are_for_a_thread_each(batches, n_batches))
+    cpu::ThreadPool::instance().run(static_cast<uint32_t>(n_batches), serve);
+  else
+    for (uint32_t b = 0; b < n_batches; ++b) serve(b);
+  for (uint64_t b = 0; b < n_batches; ++b) {
+    if (failures[b] == nullptr) continue;
+    batches[b].has_failed = 1;
+    std::rethrow_exception(failures[b]);
   }
 }
 
@@ -273,7 +312,7 @@ int es_find_many(es_batch* batches, uint64_t n_batches, int32_t missing) {
       for (const es_part& part : parts_of(batch))
         require(part.offsets == nullptr || part.rows != nullptr, "the rows of bags are null");
     });
-    for_each_batch(batches, n_batches, [&](const es_batch& batch) {
+    serve_batches(batches, n_batches, [&](const es_batch& batch) {
       for (const es_part& part : parts_of(batch)) batch.table->table.find_part(part, static_cast<es_missing>(missing));
     });
   });
@@ -284,7 +323,7 @@ int es_find_or_insert_many(es_batch* batches, uint64_t n_batches, int64_t step, 
     for (uint64_t b = 0; b < n_batches; ++b) batches[b].ticket = nullptr;
     require_batches(batches, n_batches, step);
     for_each_batch(batches, n_batches, require_keys);
-    for_each_batch(batches, n_batches, [&](es_batch& batch) {
+    serve_batches(batches, n_batches, [&](es_batch& batch) {
       batch.ticket = new es_ticket(batch.table->table.find_or_insert(parts_of(batch), step, admit_always != 0));
     });
   });
@@ -297,7 +336,7 @@ int es_apply_gradients_many(es_batch* batches, uint64_t n_batches, int64_t step)
       require_rate(batch.lr);
       require_gradients(batch);
     });
-    for_each_batch(batches, n_batches, [&](es_batch& batch) {
+    serve_batches(batches, n_batches, [&](es_batch& batch) {
       cpu::Ticket* const ticket = batch.ticket != nullptr ? &*batch.ticket->ticket : nullptr;
       batch.report = batch.table->table.apply(parts_of(batch), ticket, step, batch.lr);
     });

@@ -185,8 +185,8 @@ class Engine(Protocol):
     """A table's storage on one device.
 
     The static calls serve many tables on this kind of device, each at most once, in one native
-    call. All arguments are checked before the first table is served; tables before one that fails
-    keep what was done.
+    call. All arguments are checked before the first table is served; one that fails then does not
+    keep the others from being served, and what the first of those raised comes out.
     """
 
     @property

@@ -253,7 +253,8 @@ ES_API int es_apply_gradients_by_key(es_table* table, const int64_t* keys, uint6
 
 /* One call over many tables. A batch is one table's; its parts, each a feature, are joined in the order given: they are
  * one batch to admission, counts and updates. A part with offsets is bags of keys, whose rows are pooled. The arguments
- * of all batches are checked before the first is served; then they are served in their order. */
+ * of all batches are checked before the first is served. One that fails then does not keep the others from being
+ * served; the call fails as the first of those did. */
 typedef struct es_part {
   const int64_t* keys; /* (n,); es_apply_gradients_many reads them only where the batch has no ticket */
   uint64_t n;
@@ -279,10 +280,10 @@ typedef struct es_batch {
 } es_batch;
 
 ES_API int es_find_many(es_batch* batches, uint64_t n_batches, int32_t missing);
-/* Every ticket that is not NULL afterwards is to be destroyed by the caller, also where the call failed: tables before
- * the one that failed have had their inserts. */
+/* Every ticket that is not NULL afterwards is to be destroyed by the caller, also where the call failed: the
+ * tables that did not fail have had their inserts. */
 ES_API int es_find_or_insert_many(es_batch* batches, uint64_t n_batches, int64_t step, int32_t admit_always);
-/* Tables before one that fails have had their updates. */
+/* Tables other than those that fail have had their updates. */
 ES_API int es_apply_gradients_many(es_batch* batches, uint64_t n_batches, int64_t step);
 
 /* values: (n, dim) float32. slots: (n, slot_floats) float32 or NULL. refused (n,) u8 or NULL. */

@@ -9,6 +9,8 @@ from contract.tools import ids, live, meta, rows_of, snapshot
 
 import embstore as es
 
+OPTIMIZER = es.Adagrad(lr=0.1)
+
 MODES = ("sum", "mean", "sqrtn")
 FEATURES = {"a": "one", "b": "two", "c": "one", "none": "two", "d": "three", "e": "one"}
 PARAMETERS = {
@@ -282,25 +284,25 @@ def tickets():
     return sum(type(thing).__name__ == "CoreTicket" for thing in gc.get_objects())
 
 
-def test_tables_before_one_that_is_full_keep_their_inserts(make_table):
+def test_a_table_that_is_full_does_not_keep_the_others_from_inserting(make_table):
     tables = [make_table(name=name, max_rows=2, on_full="raise") for name in "abc"]
     store = es.Store(tables)
     n_before = tickets()
     with pytest.raises(es.CapacityError, match="table 'b': 3 new rows do not fit"):
         store.find_or_insert_many({"a": ids(1), "b": ids(1, 2, 3), "c": ids(1)}, step=5)
-    assert [live(table) for table in tables] == [[1], [], []]
+    assert [live(table) for table in tables] == [[1], [], [1]]
     assert meta(tables[0], 1) == [(1, 5)]
     assert tickets() == n_before
 
 
-def test_tables_before_one_with_bad_sums_keep_their_updates(make_table):
+def test_a_table_with_bad_sums_does_not_keep_the_others_from_updates(make_table):
     tables = [make_table(name=name, optimizer=es.SGD(1.0)) for name in "abc"]
     store = es.Store(tables)
     batches = store.find_or_insert_many({name: ids(1) for name in "abc"}, step=0)
     grads = {"a": rows_of(1.0), "b": rows_of(np.nan), "c": rows_of(1.0)}
     with pytest.raises(es.NonFiniteError, match="table 'b'"):
         store.apply_gradients_many(batches, grads, step=0)
-    assert [table.find(ids(1))[0, 0] for table in tables] == [0, 1, 1]
+    assert [table.find(ids(1))[0, 0] for table in tables] == [0, 1, 0]
 
 
 def test_errors_name_their_table(make_tables):
@@ -341,3 +343,40 @@ def test_sinks_get_their_rows_when_all_tables_are_free(make_table):
         store.find_or_insert_many({"a": ids(3), "b": ids(4)}, step=5)
     assert sorted(given) == [("a", [1]), ("b", [2])]
     assert [live(table) for table in tables] == [[3, 9], [4, 9]]
+
+
+def test_of_tables_that_fail_the_first_is_named_and_the_others_are_served(make_table, threads):
+    tables = [make_table(name=name, max_rows=2, on_full="raise") for name in "abcdef"]
+    store = es.Store(tables)
+    keys = {name: ids(1, 2, 3) if name in "be" else ids(1, 2) for name in "abcdef"}
+    for _ in range(20):
+        with pytest.raises(es.CapacityError, match="table 'b': 3 new rows do not fit"):
+            store.find_or_insert_many(keys, step=5)
+        assert [len(table) for table in tables] == [2, 0, 2, 2, 0, 2]
+
+
+def test_threads_that_call_at_once_have_their_own_tables_served(make_table, threads):
+    stores = [
+        es.Store([make_table(name=f"{i}{j}", optimizer=OPTIMIZER) for j in range(8)])
+        for i in range(3)
+    ]
+    keys = np.arange(500)
+
+    def train(store):
+        for step in range(10):
+            batches = store.find_or_insert_many(dict.fromkeys(store, keys), step=step)
+            grads = {name: np.ones_like(batch.rows) for name, batch in batches.items()}
+            store.apply_gradients_many(batches, grads, step=step)
+
+    together = [threading.Thread(target=train, args=(store,)) for store in stores]
+    for each in together:
+        each.start()
+    for each in together:
+        each.join()
+    first = [stores[0][name].find(keys) for name in stores[0]]
+    for store in stores[1:]:
+        assert [len(store[name]) for name in store] == [500] * 8
+    train_alone = es.Store([make_table(name=f"0{j}", optimizer=OPTIMIZER) for j in range(8)])
+    train(train_alone)
+    for name, rows in zip(train_alone, first, strict=True):
+        assert np.array_equal(train_alone[name].find(keys), rows)

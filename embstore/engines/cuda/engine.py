@@ -3,7 +3,8 @@
 What it computes, to the bit, is docs/semantics.md; how, include/embstore/cuda and src/cuda.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import cast
 
@@ -38,13 +39,13 @@ class CudaEngine(CudaCaching, CudaWriting, CudaCapture, CudaPlacement):
         """Count, admit and create; fill the rows of all parts; return a ticket for each batch."""
         pairs = _opened(batches)
         tickets: list[Ticket] = []
+        failures: dict[int, Exception] = {}
         with ManyWrites([engine for _, engine in pairs]) as call:
-            try:
-                for batch, engine in pairs:
-                    with call.recording(engine):
-                        tickets.append(engine._insert_parts(batch.parts, step, admit_always))
-            finally:  # tables before one that fails keep their inserts
-                call.run()
+            for place, (batch, engine) in enumerate(pairs):
+                with _noting(failures, place), call.recording(engine):
+                    tickets.append(engine._insert_parts(batch.parts, step, admit_always))
+            call.run()
+        _raise_first(failures)
         return tickets
 
     @staticmethod
@@ -52,21 +53,34 @@ class CudaEngine(CudaCaching, CudaWriting, CudaCapture, CudaPlacement):
         """Update the rows of each batch's ticket, or, without one, of its keys."""
         pairs = _opened(batches)
         reports: list[ApplyReport] = []
-        sums: list[Summed] = []
+        sums: dict[int, Summed] = {}
+        failures: dict[int, Exception] = {}
         with ManyWrites([engine for _, engine in pairs]) as call:
-            try:
-                for batch, engine in pairs:
-                    with call.recording(engine):
-                        sums.append(engine._sum_up(batch, step))
-            finally:  # tables before one that fails are updated
-                call.run()
-                try:
-                    for summed, (_, engine) in zip(sums, pairs, strict=False):
-                        with call.recording(engine):
-                            reports.append(engine._update(summed, step))
-                finally:
-                    call.run()
+            for place, (batch, engine) in enumerate(pairs):
+                with _noting(failures, place), call.recording(engine):
+                    sums[place] = engine._sum_up(batch, step)
+            call.run()
+            for place, summed in sums.items():
+                engine = pairs[place][1]
+                with _noting(failures, place), call.recording(engine):
+                    reports.append(engine._update(summed, step))
+            call.run()
+        _raise_first(failures)
         return reports
+
+
+@contextmanager
+def _noting(failures: dict[int, Exception], place: int) -> Iterator[None]:
+    """Keep what a table raises until the others have been served."""
+    try:
+        yield
+    except Exception as error:
+        failures[place] = error
+
+
+def _raise_first(failures: dict[int, Exception]) -> None:
+    if failures:
+        raise failures[min(failures)]
 
 
 def _opened(batches: Sequence[JoinedBatch]) -> list[tuple[JoinedBatch, CudaEngine]]:

@@ -1,6 +1,8 @@
 // The threads of the CPU engine: one pool a process, which runs the parts of one job at a time.
 //
-// 1. run() returns when all parts are done; the caller works too. If the pool is busy, the caller does all parts alone.
+// 1. run() returns when all parts are done; the caller works too. If the pool is busy, or the caller is a part of its
+// job,
+//    the caller does all parts alone.
 // 2. Which thread runs which part never changes a result.
 // 3. Workers spin for at most 50 us, then sleep. They start at the first job, and again at the first job after a fork.
 // Any thread may call run(); a part must not throw.
@@ -41,7 +43,7 @@ class ThreadPool {
   template <class Part>
   void run(uint32_t n_parts, const Part& part) {
     const int n_threads = this->n_threads();
-    if (n_parts <= 1 || n_threads <= 1 || !job_mutex_.try_lock()) {
+    if (n_parts <= 1 || n_threads <= 1 || is_inside() || !job_mutex_.try_lock()) {
       for (uint32_t i = 0; i < n_parts; ++i) part(i);
       return;
     }
@@ -69,6 +71,12 @@ class ThreadPool {
   static std::atomic<int>& generation() {
     static std::atomic<int> count{0};
     return count;
+  }
+
+  // Whether this thread runs a part of a job.
+  static bool& is_inside() {
+    static thread_local bool is = false;
+    return is;
   }
 
   static int configured_threads() {
@@ -134,7 +142,9 @@ class ThreadPool {
     for (;;) {
       const uint32_t i = next_.fetch_add(1, std::memory_order_relaxed);
       if (i >= job.n_parts) return;
+      is_inside() = true;
       job.call(job.context, i);
+      is_inside() = false;
       n_done_.fetch_add(1, std::memory_order_release);
     }
   }
