@@ -21,7 +21,6 @@ from embstore.tensorflow import fallback, native
 from embstore.tensorflow.clock import Clock
 from embstore.tensorflow.library import has_op
 
-
 UNNAMED = "table"  # what a Table is called that nobody gave a name
 
 

@@ -166,6 +166,10 @@ class EmbeddingBag(TableModule):
                 f"{where}: ids must be (n_bags, length), or (n,) with offsets; got ids of shape "
                 f"{tuple(shape)}{'' if offsets is None else ' and offsets'}"
             )
+        if not isinstance(offsets, torch.Tensor):
+            raise ArgumentTypeError(
+                f"{where}: offsets must be a tensor, got {type(offsets).__name__}"
+            )
         if offsets.dim() != 1:
             raise ArgumentError(f"{where}: offsets must be (n_bags,), got {tuple(offsets.shape)}")
         if self.include_last_offset:
@@ -176,7 +180,7 @@ class EmbeddingBag(TableModule):
         weight, is_training = self.weight, self._is_training()
         flat, bags = bags_of(given, self.mode, self.padding_id, is_training)
         if is_training:
-            return BagsOf.apply(weight.anchor, flat, bags, weight, self.fused)
+            return BagsOf.apply(weight, flat, bags, self.fused)
         keys = keys_of(flat, weight.table)
         pooled = weight.table.pooled(keys, bags.offsets, bags.mode, bags.weights, **stream_of(keys))
         return rows_of(pooled, flat)
@@ -190,7 +194,7 @@ class EmbeddingBag(TableModule):
             offsets = torch.from_numpy(bags.offsets).to(flat.device)
             given, weights = Ids(flat, None, offsets), weights[is_id]
         if self._is_training():
-            rows = RowsOf.apply(weight.anchor, given.flat, weight, self.fused)
+            rows = RowsOf.apply(weight, given.flat, self.fused)
         else:
             rows = read(weight.table, given.flat)
         return pooled_by_torch(rows, given, self.mode, weights)

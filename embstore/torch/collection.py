@@ -90,7 +90,7 @@ class _Collection(TableModule):
                 for f, rows in asked.read().items()
             }
         by_table = asked.tables()
-        whole = FeaturesOf.apply(asked, *(parameters[name].anchor for name in by_table))
+        whole = FeaturesOf.apply(asked, *(parameters[name] for name in by_table))
         found: dict[str, torch.Tensor] = {}
         for (name, features), rows in zip(by_table.items(), whole, strict=True):
             sizes = [_n_rows(given[f], bags, f) for f in features]
@@ -107,17 +107,6 @@ class _Collection(TableModule):
         handles = [self._by_table[_table_of(features, f, where)] for f in ids]
         rows = compiled.look_up(self, handles, [*ids.values()], mode, self.padding_id)
         return dict(zip(ids, rows, strict=True))
-
-    def _is_training(self) -> bool:
-        if not (self.training and torch.is_grad_enabled()):
-            return False
-        states = {p.is_trained for p in self._tables.parameters.values()}
-        if len(states) > 1:
-            raise ArgumentError(
-                f"{type(self).__name__}: some of its tables are frozen and some are not; put them "
-                f"into a collection of their own"
-            )
-        return states == {True}
 
     def extra_repr(self) -> str:
         """Return what distinguishes the module, for ``print(model)``."""
@@ -263,7 +252,7 @@ class EmbeddingBagCollection(_Collection):
             if mode is None:
                 _table_of(self.store.features, feature, where)
             keys, bags = by_mode.setdefault(str(mode), ({}, {}))
-            bagged = _as_bags(own, f"{where}: {feature!r}", self.padding_id)
+            bagged = as_bags(own, f"{where}: {feature!r}", self.padding_id is not None)
             flat, bags[feature] = bags_of(bagged, str(mode), self.padding_id, is_training)
             keys[feature] = own._replace(flat=flat)
         found: dict[str, torch.Tensor] = {}
@@ -276,7 +265,7 @@ class EmbeddingBagCollection(_Collection):
         by_mode: dict[str, dict[str, Ids]] = {}
         for feature, own in given.items():
             _table_of(self._tables.features, feature, where)
-            bagged = _as_bags(own, f"{where}: {feature!r}", self.padding_id)
+            bagged = as_bags(own, f"{where}: {feature!r}", self.padding_id is not None)
             by_mode.setdefault(str(self.modes[feature]), {})[feature] = bagged
         found: dict[str, torch.Tensor] = {}
         for mode, bags in by_mode.items():
@@ -310,15 +299,15 @@ def _n_rows(keys: Any, bags: dict[str, Bags] | None, feature: str) -> int:
     return len(keys) if bags is None else len(bags[feature].offsets) - 1
 
 
-def _as_bags(ids: Ids, where: str, padding: int | None) -> Ids:
-    """Return ids with offsets; a plain tensor (n,) is n bags of one id."""
+def as_bags(ids: Ids, where: str, checks: bool) -> Ids:
+    """Return ids with offsets, which are checked if asked; a plain tensor (n,) is n bags of one."""
     if ids.weights is not None and ids.weights.requires_grad and torch.is_grad_enabled():
         raise ArgumentError(
             f"{where}: weights ask for gradients, which a collection does not give; use an "
-            f"EmbeddingBag, or detach() them"
+            f"EmbeddingBag or ShardedEmbeddingBag, or detach() them"
         )
     if ids.offsets is not None:
-        if padding is not None:
+        if checks:
             check_offsets(ids.offsets, ids.flat.shape[0], where)
         return ids
     shape = ids.shape

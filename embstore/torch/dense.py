@@ -229,7 +229,7 @@ def dense_rows(table: Table, keys: torch.Tensor | None) -> tuple[torch.Tensor, t
     with Table(
         table.dim, dtype=_name_of(dtype_of(table)), default_row=table.config()["default_row"]
     ) as empty:
-        default = read(empty, torch.zeros(1, dtype=torch.int64))
+        default = read(empty, torch.zeros(1, dtype=torch.int64, device="cpu"))
     return own, torch.cat([read(table, own), default])
 
 

@@ -137,7 +137,7 @@ class Embedding(TableModule):
     def _rows(self, flat: torch.Tensor) -> torch.Tensor:
         weight: Any = self._parameters["weight"]  # what self.weight gives, at a third of its time
         if self.training and torch.is_grad_enabled() and weight.is_trained:
-            return RowsOf.apply(weight.anchor, flat, weight, self.fused)
+            return RowsOf.apply(weight, flat, self.fused)
         return read(weight.table, flat)
 
     def _padded(self, flat: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,7 @@ class Embedding(TableModule):
         offsets = torch.arange(len(flat) + 1, device=flat.device)
         ids, bags = bags_of(Ids(flat, None, offsets), "sum", self.padding_id, False)
         if self.training and torch.is_grad_enabled() and weight.is_trained:
-            rows = BagsOf.apply(weight.anchor, ids, bags, weight, self.fused)
+            rows = BagsOf.apply(weight, ids, bags, self.fused)
         else:
             rows = rows_of(weight.table.pooled(keys_of(ids, weight.table), bags.offsets), flat)
         return rows.to(dtype_of(weight.table))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
 
 from embstore import ArgumentError, FeatureBatch, Store
 from embstore.torch.clock import Clock
@@ -26,23 +27,23 @@ class RowsOf(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: torch.Tensor, ids: torch.Tensor, parameter: TableParameter, fused: bool
+        ctx: Any, parameter: TableParameter, ids: torch.Tensor, fused: bool
     ) -> torch.Tensor:
         """Look up, and keep the ticket."""
         table = parameter.table
         keys = keys_of(ids, table)
-        batch = table.find_or_insert(keys, step_of(parameter.clock), **stream_of(keys))
+        batch = table.find_or_insert(keys, own_step_of(parameter.clock), **stream_of(keys))
         ctx.lookup = (parameter, batch, fused)
         rows = rows_of(batch.rows, ids)
         return rows if table.dtype != "bfloat16" else rows.bfloat16()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, None]:
         """Leave the gradient."""
         parameter, batch, fused = ctx.lookup
         settle(parameter, Lookup(batch, grad), fused)
-        return None, None, None, None
+        return None, None, None
 
 
 class BagsOf(torch.autograd.Function):
@@ -50,17 +51,12 @@ class BagsOf(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        anchor: torch.Tensor,
-        ids: torch.Tensor,
-        bags: Bags,
-        parameter: TableParameter,
-        fused: bool,
+        ctx: Any, parameter: TableParameter, ids: torch.Tensor, bags: Bags, fused: bool
     ) -> torch.Tensor:
         """Look up and pool, and keep the ticket."""
         table = parameter.table
         keys = keys_of(ids, table)
-        step = step_of(parameter.clock)
+        step = own_step_of(parameter.clock)
         batch = table.pooled(
             keys, bags.offsets, bags.mode, bags.weights, step=step, **stream_of(keys)
         )
@@ -69,11 +65,11 @@ class BagsOf(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, None, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, None, None]:
         """Leave the gradient."""
         parameter, batch, bags, fused = ctx.lookup
         settle(parameter, Lookup(batch, grad, (bags,)), fused)
-        return None, None, None, None, None
+        return None, None, None, None
 
 
 class Features(NamedTuple):
@@ -122,11 +118,11 @@ class FeaturesOf(torch.autograd.Function):
     """What the tables of a store give for several features: of each table one tensor."""
 
     @staticmethod
-    def forward(ctx: Any, asked: Features, *anchors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Look up, and keep the tickets."""
+    def forward(ctx: Any, asked: Features, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Look up, and keep the tickets; `weights` are the tables' parameters."""
         tables = asked.tables()
         ctx.set_materialize_grads(False)
-        step = step_of(next(iter(asked.parameters.values())).clock)
+        step = own_step_of(next(iter(asked.parameters.values())).clock)
         found = asked.train(step)
         ctx.lookup = (asked, tables, found)
         return tuple(rows_of(found[names[0]].batch.rows, asked.like) for names in tables.values())
@@ -176,6 +172,23 @@ def step_of(clock: Clock) -> int:
             "out of torch.utils.checkpoint, they keep no activations"
         )
     return clock.at_lookup()
+
+
+def own_step_of(clock: Clock) -> int:
+    """Return the step of a training lookup in tables that are not sharded; raise inside of DDP."""
+    refuse_replicas()
+    return step_of(clock)
+
+
+def refuse_replicas() -> None:
+    """Raise in the forward pass of DDP, which would train a table apart on each rank."""
+    active = getattr(DistributedDataParallel, "_active_ddp_module", None)
+    if active is not None and active.process_group.size() > 1:
+        raise ArgumentError(
+            "DistributedDataParallel averages no gradients of tables, so that each rank's would "
+            "become another: use embstore.torch's ShardedEmbedding and its like within it, or "
+            "freeze the table by requires_grad_(False)"
+        )
 
 
 def settle_many(

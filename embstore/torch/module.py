@@ -34,6 +34,7 @@ class TableModule(torch.nn.Module):
     tables_in_state_dict: bool = True
 
     _handles: tuple[Handle, ...]
+    _has_shards = False  # of which DDP passes over the parameters
     _shard: tuple[int, int] | None = None  # (rank, number of ranks) of what has a part of the rows
     _has_warned = False
 
@@ -56,7 +57,7 @@ class TableModule(torch.nn.Module):
                 raise ArgumentTypeError(
                     f"{type(self).__name__}: expected an embstore.Table, got {type(table).__name__}"
                 )
-            parameter = TableParameter.of(table)
+            parameter = TableParameter.of(table, self._has_shards)
             if self.fused and table.optimizer is None:
                 raise ArgumentError(
                     f"{type(self).__name__}: fused=True trains table {table.name!r} in backward, "
@@ -86,6 +87,18 @@ class TableModule(torch.nn.Module):
     def _named_tables(self) -> Mapping[Any, TableParameter]:
         """Return the tables by their names, or the only one by None."""
         return {None: self.weight}
+
+    def _is_training(self) -> bool:
+        """Return whether a lookup now counts, inserts and asks for gradients."""
+        if not (self.training and torch.is_grad_enabled()):
+            return False
+        states = {p.is_trained for p in self._named_tables().values()}
+        if len(states) > 1:
+            raise ArgumentError(
+                f"{type(self).__name__}: some of its tables are frozen and some are not; put them "
+                f"into a collection of their own"
+            )
+        return states == {True}
 
     def _placeholders(self) -> list[str]:
         """Return the names of the parameters that stand for the tables."""

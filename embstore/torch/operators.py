@@ -25,7 +25,7 @@ from embstore import ArgumentError, Store, Table, TicketError
 from embstore.torch.crossing import DTYPES, keys_of, read, rows_of, stream_of
 from embstore.torch.gradients import Bags, Lookup
 from embstore.torch.inputs import Ids, check_offsets
-from embstore.torch.lookup import Features, bags_of, settle, settle_many
+from embstore.torch.lookup import Features, bags_of, refuse_replicas, settle, settle_many
 from embstore.torch.names import table_by_name
 from embstore.torch.parameter import TableParameter, parameter_by_key
 
@@ -76,12 +76,13 @@ def train(
     states = {p.is_trained for p in parameters.values()}
     if states == {False}:
         rows = _read(asked, {key: p.table for key, p in parameters.items()})
-        return [*rows, torch.zeros(1, dtype=torch.int64)]
+        return [*rows, torch.zeros(1, dtype=torch.int64, device="cpu")]
     if len(states) > 1:
         raise ArgumentError(
             f"some of the tables {list(parameters)} are frozen and some are not; put them into a "
             f"collection of their own"
         )
+    refuse_replicas()
     if len(asked.features) == 1:
         (parameter,) = parameters.values()
         return _train_one(asked, parameter, fused)

@@ -49,7 +49,6 @@ class TableParameter(torch.nn.Parameter):
     clock: Clock
     gradients: Gradients
     is_frozen: bool
-    is_fused: bool
     is_shard: bool
     anchor: torch.Tensor
     key: str
@@ -63,10 +62,9 @@ class TableParameter(torch.nn.Parameter):
         self.clock = Clock.of(table)
         self.gradients = Gradients(table)
         self.is_frozen = False
-        self.is_fused = False
         self.is_shard = is_shard
         self.trainer = None
-        self.anchor = torch.zeros(1, requires_grad=True)  # what makes autograd call backward
+        self.anchor = torch.zeros(1, requires_grad=True)  # the parameter's place in graphs
         self.key = free_key(table.name)
         self.handle = Handle(self.key, table, self.anchor)
         _OF_TABLES[id(table)] = self
@@ -95,7 +93,16 @@ class TableParameter(torch.nn.Parameter):
     @property
     def is_trained(self) -> bool:
         """Whether lookups in training count, insert, and ask for gradients."""
-        return not self.is_frozen if self.is_shard else self.requires_grad
+        return not self.is_frozen
+
+    @property
+    def requires_grad(self) -> bool:
+        """What DDP and optimizers ask; setting it freezes as `requires_grad_`. False of shards."""
+        return bool(super().requires_grad)
+
+    @requires_grad.setter
+    def requires_grad(self, requires_grad: bool) -> None:
+        self.requires_grad_(requires_grad)
 
     def take_rate(self) -> None:
         """Take the learning rate of the optimizer, which a scheduler may have changed."""
@@ -122,10 +129,16 @@ class TableParameter(torch.nn.Parameter):
         self.is_frozen = self.handle.is_frozen = not requires_grad
         return self if self.is_shard else super().requires_grad_(requires_grad)
 
+    def register_hook(self, hook: object) -> Any:
+        """Refuse a hook: backward leaves gradients in the table, and gives the parameter none."""
+        raise ArgumentTypeError(
+            f"a hook of table {self.table.name!r} would get no gradient: hook the rows that the "
+            f"module gives, or read weight.grad in register_post_accumulate_grad_hook"
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if id(self) not in memo:
             copied = type(self)(_copy(self.table), self.is_shard)
-            copied.is_fused = self.is_fused
             copied.requires_grad_(self.is_trained)
             copied.clock = copy.deepcopy(self.clock, memo)  # shared by those that share this one
             memo[id(self)] = copied

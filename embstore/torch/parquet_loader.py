@@ -82,7 +82,7 @@ class ParquetLoader:
         self._epoch, self._turn = epoch, 0
         self._rows = [0] * self._n_workers
         self._n_loops = 0
-        self._plan = torch.zeros(2 + self._n_workers, dtype=torch.int64)
+        self._plan = torch.zeros(2 + self._n_workers, dtype=torch.int64, device="cpu")
         if num_workers:
             self._plan.share_memory_()
         self._loader = DataLoader(
@@ -103,7 +103,8 @@ class ParquetLoader:
         return self._batches(self._n_loops)
 
     def _batches(self, loop: int) -> Iterator[Tensors]:
-        self._plan[:] = torch.tensor([self._epoch, self._turn, *self._rows])
+        position = [self._epoch, self._turn, *self._rows]
+        self._plan[:] = torch.tensor(position, device="cpu")
         for batch, worker, row in self._loader:
             self._check_is_last(loop)
             self._rows[worker] = row

@@ -6,9 +6,17 @@ import numpy as np
 import torch
 from adapters import sharded_jobs as jobs
 from adapters.sharded_kit import die
+from torch.nn.parallel import DistributedDataParallel
 
 import embstore as es
-from embstore.torch import ShardedEmbedding, ShardedEmbeddingBagCollection, optimizer
+from embstore.torch import (
+    Embedding,
+    EmbeddingBag,
+    EmbeddingCollection,
+    ShardedEmbedding,
+    ShardedEmbeddingBagCollection,
+    optimizer,
+)
 
 
 def met(work):
@@ -107,6 +115,52 @@ def prefetch_other_ids(rank, world_size):
     in_eval = met(lambda: model(ids))
     model.train()
     return error, in_eval, tuple(model(ids).shape)
+
+
+def forget_prefetched(rank, world_size):
+    """What was begun and is not wanted counts nothing, and other calls go on."""
+    model = ShardedEmbedding(table())
+    for first in (0, 10):
+        model.prefetch(torch.arange(first, first + 4))
+    model.forget_prefetched()
+    shape = tuple(model(torch.arange(20, 24)).shape)
+    return shape, sorted(k for b in model.table.export() for k in b.keys.tolist())
+
+
+def disagree_in_prefetched(rank, world_size, other):
+    """The last rank does not look up what all have prefetched."""
+    model = ShardedEmbedding(table())
+    trainer = optimizer(model)
+    ids = torch.arange(4)
+    model.prefetch(ids)
+    if rank < world_size - 1:
+        return met(lambda: model(ids)), len(model.table)
+    if other == "step":
+        return met(trainer.step), len(model.table)
+    model.forget_prefetched()
+    return met(lambda: model(ids)), len(model.table)
+
+
+def replicate(rank, world_size):
+    """DDP over tables that are not sharded: refused in training, whatever looks them up."""
+    found = []
+    for made in (
+        Embedding(table()),
+        EmbeddingBag(table(), mode="sum"),
+        EmbeddingCollection([table()]),
+    ):
+        own = torch.nn.Sequential(torch.nn.Identity(), made)
+        own.register_parameter("dense", torch.nn.Parameter(torch.zeros(1)))
+        whole = DistributedDataParallel(own)
+        ids = torch.tensor([[1], [2]])
+        given = {"t": ids} if isinstance(made, EmbeddingCollection) else ids
+        error = met(lambda whole=whole, given=given: whole(given))
+        made.requires_grad_(False)
+        whole(given)
+        found.append(
+            (error, len(made.weight.table if hasattr(made, "weight") else made.store["t"]))
+        )
+    return found
 
 
 def read_grad_early(rank, world_size):

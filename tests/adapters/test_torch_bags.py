@@ -196,6 +196,8 @@ def test_arguments_that_do_not_fit_together_are_refused():
             bag(*args)
     with pytest.raises(es.ArgumentTypeError, match="weights must be a tensor, got list"):
         bag((ids, offsets, [1.0, 1.0, 1.0]))
+    with pytest.raises(es.ArgumentTypeError, match="offsets must be a tensor, got list"):
+        bag(ids, [0, 3])
     for mode in ("max", None):
         with pytest.raises((es.ArgumentError, es.ArgumentTypeError), match="mode must be one of"):
             EmbeddingBag(ones(), mode=mode)

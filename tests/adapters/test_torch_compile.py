@@ -255,10 +255,13 @@ def test_a_frozen_table_is_only_read():
     embedding.requires_grad_(True)
     forward(torch.tensor([2, 3]))
     assert len(embedding.table) == 3
-    embedding.weight.requires_grad = False  # which a graph does not see, and the operator does
-    forward(torch.tensor([4])).sum().backward()
+    embedding.weight.requires_grad = False
+    assert not forward(torch.tensor([4])).requires_grad
     assert len(embedding.table) == 3
-    assert embedding.weight.grad is None
+    embedding.weight.requires_grad = True
+    forward(torch.tensor([4])).sum().backward()
+    assert len(embedding.table) == 4
+    assert embedding.weight.grad.tolist() == [[1.0] * 4]
 
 
 def test_tables_of_one_lookup_are_frozen_together():

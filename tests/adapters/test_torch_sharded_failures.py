@@ -89,6 +89,28 @@ def test_a_prefetched_batch_must_be_the_next(ranks):
         assert shape == (4, 2)
 
 
+def test_what_was_prefetched_can_be_given_up(ranks):
+    found = ranks.run(jobs.forget_prefetched, 2)
+    assert all(shape == (4, 2) for shape, _ in found)
+    assert sorted(found[0][1] + found[1][1]) == [20, 21, 22, 23]
+
+
+@pytest.mark.parametrize("other", ["step", "lookup"])
+def test_a_rank_that_does_not_go_on_with_its_prefetch_is_told_on_all(ranks, other):
+    for (name, message), n_rows in ranks.run(jobs.disagree_in_prefetched, 2, other):
+        assert name == "DistributedError"
+        assert "the ranks are not at one" in message
+        assert n_rows == 0
+
+
+def test_ddp_refuses_to_train_tables_that_are_not_sharded(ranks):
+    for found in ranks.run(jobs.replicate, 2):
+        for (name, message), n_rows in found:
+            assert name == "ArgumentError"
+            assert "use embstore.torch's ShardedEmbedding" in message
+            assert n_rows == 0
+
+
 def test_a_gradient_that_lies_on_many_ranks_is_not_read_as_one(ranks):
     for clipped, scaled, is_gone, rows in ranks.run(jobs.read_grad_early, 2):
         for name, message in (clipped, scaled):

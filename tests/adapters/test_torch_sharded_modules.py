@@ -233,3 +233,41 @@ def test_a_state_dict_says_which_shard_it_has(alone):
     assert key == "table.shard-00000-of-00001"
     other.load_state_dict(one.state_dict())
     torch.testing.assert_close(other.eval()(IDS), rows)
+
+
+def test_shards_are_frozen_by_the_attribute_too(alone):
+    model = et.ShardedEmbedding(table())
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    assert not model(IDS).requires_grad
+    assert len(model.table) == 0
+    for parameter in model.parameters():
+        parameter.requires_grad = True  # DDP still passes over it
+        assert not parameter.requires_grad
+    assert model(IDS).requires_grad
+    assert len(model.table) == 5
+
+
+def test_rows_are_whole_whatever_the_default_dtype_of_torch(alone):
+    one = et.ShardedEmbedding(table())
+    expected = one(IDS)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        other = et.ShardedEmbedding(table())
+        assert torch.equal(other(IDS), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_ddp_of_one_rank_takes_tables_that_are_not_sharded(alone):
+    model = torch.nn.ModuleDict({"tables": et.EmbeddingCollection([table()])})
+    model.forward = lambda ids: model["tables"](ids)["t"]
+    whole, trainer = torch.nn.parallel.DistributedDataParallel(model), optimizer(model)
+    for _ in range(3):
+        whole({"t": torch.tensor([1])}).sum().backward()
+        trainer.step()
+        trainer.zero_grad()
+    start = table().find_or_insert([1], 0).rows
+    np.testing.assert_allclose(
+        model["tables"].store["t"].find([1]), start - 3 * jobs.table().lr, rtol=1e-6
+    )

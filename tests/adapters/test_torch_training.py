@@ -24,6 +24,8 @@ from embstore.torch import (  # noqa: E402
     optimizer,
 )
 
+IDS = torch.tensor([1])
+
 
 def test_schedulers_and_closures_work():
     module = sgd(lr=1.0)
@@ -454,3 +456,25 @@ def test_a_gradient_that_nobody_else_has_is_not_copied():
     shared = lookup.grad.view(-1)
     assert not has_one_owner(lookup.grad)
     del shared
+
+
+def test_hooks_after_backward_see_the_gradient_and_others_are_refused():
+    one = sgd()
+    many = EmbeddingCollection([es.Table(2, name="many", optimizer=es.SGD(lr=1.0))])
+    for parameter in (one.weight, many.many):
+        with pytest.raises(es.ArgumentTypeError, match="register_post_accumulate_grad_hook"):
+            parameter.register_hook(print)
+        seen = []
+        parameter.register_post_accumulate_grad_hook(lambda p, seen=seen: seen.append(p.grad))
+        rows_of = one(torch.tensor([1])) if parameter is one.weight else many({"many": IDS})["many"]
+        rows_of.sum().backward()
+        assert [grad.tolist() for grad in seen] == [[[1, 1]]]
+
+
+def test_modules_may_be_made_under_any_default_device():
+    with torch.device("meta"):
+        module = sgd(padding_id=0)
+        module(torch.tensor([1, 0], device="cpu")).sum().backward()
+        optimizer(module).step()
+        dense = module.to_dense()
+    assert dense(IDS).tolist() == module.eval()(IDS).tolist() == [[-1, -1]]

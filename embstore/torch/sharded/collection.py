@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
-from embstore import ArgumentError
 from embstore.torch.bag import Mode
-from embstore.torch.collection import EmbeddingBagCollection, EmbeddingCollection, Tables
+from embstore.torch.collection import EmbeddingBagCollection, EmbeddingCollection, Tables, as_bags
 from embstore.torch.gradients import Bags
-from embstore.torch.inputs import Ids, KeyedTensor, check_offsets, ids_by_feature
+from embstore.torch.inputs import Ids, KeyedTensor, ids_by_feature
 from embstore.torch.lookup import bags_of
 from embstore.torch.sharded.embedding import single_bags
 from embstore.torch.sharded.module import NOT_IN_GRAPHS, ShardedModule, features_of, refuse_fused
@@ -125,25 +124,7 @@ class ShardedEmbeddingBagCollection(ShardedModule, EmbeddingBagCollection):
         is_training = self._is_training()
         keys, bags = {}, {}
         for feature, ids in own.items():
-            bagged = _as_bags(ids, f"{where}: {feature!r}")
+            bagged = as_bags(ids, f"{where}: {feature!r}", checks=True)
             flat, bags[feature] = bags_of(bagged, self.modes[feature], self.padding_id, is_training)
             keys[feature] = ids._replace(flat=flat, weights=None)
         return keys, bags
-
-
-def _as_bags(ids: Ids, where: str) -> Ids:
-    """Return ids with offsets, which were checked; a plain tensor (n,) is n bags of one id."""
-    if ids.weights is not None and ids.weights.requires_grad and torch.is_grad_enabled():
-        raise ArgumentError(
-            f"{where}: weights ask for gradients, which a collection does not give; use a "
-            f"ShardedEmbeddingBag, or detach() them"
-        )
-    if ids.offsets is not None:
-        check_offsets(ids.offsets, len(ids.flat), where)
-        return ids
-    shape = ids.shape
-    assert shape is not None
-    if len(shape) not in (1, 2):
-        raise ArgumentError(f"{where}: bags must be (n,) or (n_bags, length), got {tuple(shape)}")
-    length = 1 if len(shape) == 1 else shape[1]
-    return ids._replace(offsets=torch.arange(shape[0] + 1, device=ids.flat.device) * length)

@@ -25,9 +25,10 @@ from embstore.torch.sharded.traffic import Traffic
 from embstore.torch.sharded.wire import NO_STEP, Channel, Wire
 
 READ, TRAIN, BEGIN = 1, 2, 3  # calls, as headers name them
+AHEAD = 8  # added to a call whose keys were sent by prefetch
 MOST_ROUNDS = 1024  # training lookups without a step that owners remember
 PART = 8  # bytes to which parts of a message are rounded up, so that each is aligned
-STATUS = 16  # bytes before the rows that a rank sends: whether it has them, and of which step
+STATUS = 8  # bytes before the rows that a rank sends: whether it could not find them
 
 
 class Found(NamedTuple):
@@ -90,7 +91,7 @@ class ShardedTables:
         call = TRAIN if is_training else READ
         step = step_of(self.clock) if is_training else self.clock.now
         if self._ahead:
-            request = self._taken(given, call)
+            request = self._taken(given, call, step)
         else:
             tags = (self.digest, call, self._next_number(), step)
             asked = self._asked(keys)
@@ -165,14 +166,19 @@ class ShardedTables:
         tables = {name: p.table for name, p in self.parameters.items()}
         return Asked.of(keys, tables, self.features, self.wire.world_size)
 
-    def _taken(self, given: tuple[Any, ...], call: int) -> Request:
-        """Return the request that was begun for what is given now."""
+    def forget_prefetched(self) -> None:
+        """Give up the lookups that were begun, when their keys have come."""
+        while self._ahead:
+            self._ahead.pop(0).request.exception()
+
+    def _taken(self, given: tuple[Any, ...], call: int, step: int) -> Request:
+        """Return the request that was begun for what is given now, if all ranks go on with it."""
         ahead = self._ahead[0]
         is_same = len(given) == len(ahead.given)
         if not is_same or any(a is not b for a, b in zip(given, ahead.given, strict=True)):
             raise ArgumentError(
                 f"{self.where}: prefetch was given other objects than this lookup; look up what "
-                f"was prefetched, in its order, before anything else"
+                f"was prefetched, in its order, before anything else, or call forget_prefetched()"
             )
         if call != ahead.call:
             raise ArgumentError(
@@ -180,7 +186,11 @@ class ShardedTables:
                 f"and looked up otherwise; the mode must not change between"
             )
         self._ahead.pop(0)
-        return ahead.request.result()
+        request = ahead.request.result()
+        tags = (self.digest, call + AHEAD, request.number, step)
+        self.wire.main.agree("lookup", tags, np.empty((self.wire.world_size, 0), np.int64))
+        self.traffic.count_equal("sizes", self.wire.main, 0)
+        return request
 
     def _rows(self, request: Request, step: int) -> dict[str, torch.Tensor]:
         """Serve the keys that this rank owns; return the rows of those that it asked for."""
@@ -192,7 +202,7 @@ class ShardedTables:
             rows, batches = self._served(request, step)
         except Exception as error:  # raised when the others know
             failure = error
-        unique = self._exchange_rows(request, rows, step, failure)
+        unique = self._exchange_rows(request, rows, failure)
         if not is_training:
             return unique
         names = [n for n, is_asked in zip(self.names, request.is_asked, strict=True) if is_asked]
@@ -216,7 +226,7 @@ class ShardedTables:
         return [batches[n].rows if n in batches else None for n in self.names], batches
 
     def _exchange_rows(
-        self, request: Request, rows: list[Any], step: int, failure: Exception | None
+        self, request: Request, rows: list[Any], failure: Exception | None
     ) -> dict[str, torch.Tensor]:
         """Send rows to those who asked; return what was asked here, (n_unique, dim) float32."""
         channel = self.wire.main
@@ -228,7 +238,7 @@ class ShardedTables:
         message = np.zeros(sum(to), np.uint8)
         starts = [first for first, _ in bounds_of(np.array(to))]
         for start in starts:
-            message[start : start + STATUS].view(np.int64)[:] = (failure is not None, step)
+            message[start : start + STATUS].view(np.int64)[:] = failure is not None
         if failure is None:
             self._fill(message, starts, rows, request.n_from, widths)
         received = channel.send("rows", message, to, of)
@@ -250,7 +260,11 @@ class ShardedTables:
         for t, (parameter, width) in enumerate(zip(self.parameters.values(), widths, strict=True)):
             if rows[t] is None or not len(rows[t]):
                 continue
-            stored = rows_of(rows[t], torch.empty(0)).to(dtype_of(parameter.table)).contiguous()
+            stored = (
+                rows_of(rows[t], torch.empty(0, device="cpu"))
+                .to(dtype_of(parameter.table))
+                .contiguous()
+            )
             as_bytes = stored.cpu().view(torch.uint8).numpy().reshape(-1)
             for rank, (first, last) in enumerate(bounds_of(n_from[:, t])):
                 n_bytes = (last - first) * width
@@ -270,7 +284,7 @@ class ShardedTables:
         found = {}
         for t, (name, parameter) in enumerate(self.parameters.items()):
             table = parameter.table
-            rows = torch.empty(int(n_to[:, t].sum()), table.dim)
+            rows = torch.empty(int(n_to[:, t].sum()), table.dim, dtype=torch.float32, device="cpu")
             for rank, (first, last) in enumerate(bounds_of(n_to[:, t])):
                 n_bytes = (last - first) * widths[t]
                 own = whole[places[rank] : places[rank] + n_bytes].view(dtype_of(table))
@@ -282,20 +296,14 @@ class ShardedTables:
     def _check_status(
         self, received: NDArray[np.uint8], starts: list[int], failure: Exception | None
     ) -> None:
-        """Raise what failed here, or that something failed elsewhere, or that steps differ."""
+        """Raise what failed here, or that something failed elsewhere."""
         if failure is not None:
             raise failure
-        heard = [received[s : s + STATUS].view(np.int64).tolist() for s in starts]
-        failed = [rank for rank, (is_failed, _) in enumerate(heard) if is_failed]
+        failed = [r for r, s in enumerate(starts) if received[s : s + STATUS].view(np.int64)[0]]
         if failed:
             raise DistributedError(
                 f"{self.wire.main}: ranks {failed} could not serve the keys that they own; their "
                 f"own errors say why"
-            )
-        steps = [step for _, step in heard]
-        if len(set(steps)) > 1:
-            raise DistributedError(
-                f"{self.wire.main}: the ranks are not at one step; by rank it is {steps}"
             )
 
     def _remember(self, own: Round) -> None:

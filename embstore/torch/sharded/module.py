@@ -1,13 +1,13 @@
 """What the sharded modules share: tables over many ranks, prefetch, traffic and saves."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from embstore import ArgumentError, ArgumentTypeError, Store, Table
+from embstore import ArgumentError, Store
 from embstore.torch.crossing import dtype_of
 from embstore.torch.gradients import Bags
 from embstore.torch.inputs import Ids
@@ -29,6 +29,7 @@ class ShardedModule(TableModule):
     those of each shard.
     """
 
+    _has_shards = True
     _shards: ShardedTables
 
     @property
@@ -37,25 +38,12 @@ class ShardedModule(TableModule):
         wire = self._shards.wire
         return wire.rank, wire.world_size
 
-    def _adopt(self, tables: Iterable[Table]) -> list[TableParameter]:
-        """Return the parameters of tables, which DDP passes over."""
-        found = []
-        for table in tables:
-            if not isinstance(table, Table):
-                raise ArgumentTypeError(
-                    f"{type(self).__name__}: expected an embstore.Table, got {type(table).__name__}"
-                )
-            found.append(TableParameter.of(table, is_shard=True))
-        self._handles = tuple(parameter.handle for parameter in found)
-        return found
-
     def _share(self, store: Store, process_group: Any) -> None:
         """Make the tables of a store, which were adopted, shards."""
         where = type(self).__name__
         parameters = {name: TableParameter.of(store[name], is_shard=True) for name in store}
         wire = Wire.of(process_group, where)
         self._shards = ShardedTables(store, parameters, wire, where)
-        self.shard = wire.rank, wire.world_size  # under which state dicts have the tables
         self._shared_store = store
 
     def _split(self, *given: Any) -> tuple[dict[str, Ids], dict[str, Bags] | None]:
@@ -96,6 +84,10 @@ class ShardedModule(TableModule):
         flat = {f: ids.flat for f, ids in keys.items()}
         self._shards.prefetch(given, flat, self._is_training())
 
+    def forget_prefetched(self) -> None:
+        """Give up what was prefetched, at the end of an epoch say; all ranks do, or none."""
+        self._shards.forget_prefetched()
+
     def traffic(self) -> dict[str, dict[str, int]]:
         """Return what this rank has exchanged with others, by kind.
 
@@ -127,17 +119,6 @@ class ShardedModule(TableModule):
             If another rank could not save; the save before is in force.
         """
         save_shards(path, self._shared_store, self._shards.wire, self._shards.clock.now, extra)
-
-    def _is_training(self) -> bool:
-        if not (self.training and torch.is_grad_enabled()):
-            return False
-        states = {p.is_trained for p in self._shards.parameters.values()}
-        if len(states) > 1:
-            raise ArgumentError(
-                f"{type(self).__name__}: some of its tables are frozen and some are not; put them "
-                f"into a collection of their own"
-            )
-        return states == {True}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self._shards.__deepcopy__(memo)
