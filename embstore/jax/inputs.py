@@ -1,0 +1,119 @@
+"""What users call ids and steps, as int64 arrays, and the bags of a call."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from embstore import ArgumentError, ArgumentTypeError
+
+MODES = {"sum": 0, "mean": 1, "sqrtn": 2}
+WIDENED = (jnp.int32, jnp.uint32)
+
+
+class Bags(NamedTuple):
+    """Ids, how their bags lie, and how they are pooled.
+
+    Bags are `length` ids each along the last axis, or (-1) those that `offsets` bound. `weights`
+    are empty where there are none.
+    """
+
+    ids: Any
+    offsets: Any
+    weights: Any
+    mode: str
+    length: int
+    padding_id: int | None
+    shape: tuple[int, ...]  # of the bags
+
+
+def check_x64(where: str) -> None:
+    """Raise where JAX would cut ids to 32 bits."""
+    if jax.dtypes.canonicalize_dtype(np.int64) != np.int64:
+        raise ArgumentError(
+            f"{where}: ids have 64 bits, and JAX cuts them to 32: call "
+            f"jax.config.update('jax_enable_x64', True) before anything else"
+        )
+
+
+def keys_of(ids: Any, where: str) -> Any:
+    """Return ids of any integer dtype that means keys as int64: uint64 by its bits."""
+    check_x64(where)
+    ids = ids if isinstance(ids, jax.Array | np.ndarray) else np.asarray(ids)
+    if ids.dtype == jnp.int64:
+        return jnp.asarray(ids)
+    if ids.dtype == jnp.uint64:
+        return jax.lax.bitcast_convert_type(jnp.asarray(ids), jnp.int64)
+    if ids.dtype in WIDENED:
+        return jnp.asarray(ids).astype(jnp.int64)
+    raise ArgumentTypeError(
+        f"{where}: ids must be an integer array (int64, or int32 and uint64), got {ids.dtype} of "
+        f"shape {ids.shape}"
+    )
+
+
+def step_of(step: Any, where: str) -> Any:
+    """Return a step as an int64 scalar."""
+    check_x64(where)
+    given = step if isinstance(step, jax.Array) else np.asarray(step)
+    if given.shape != () or not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ArgumentTypeError(
+            f"{where}: step must be an int or an integer scalar, got {given.dtype} of shape "
+            f"{given.shape}"
+        )
+    return jnp.asarray(given).astype(jnp.int64)
+
+
+def bags_of(
+    ids: Any, offsets: Any, weights: Any, mode: Any, padding_id: int | None, where: str
+) -> Bags:
+    """Return the bags of ids: by offsets, or along the last axis."""
+    keys = keys_of(ids, where)
+    if mode not in MODES:
+        error = ArgumentError if isinstance(mode, str) else ArgumentTypeError
+        raise error(f"{where}: mode must be one of {[*MODES]}, got {mode!r}")
+    if weights is not None:
+        weights = jnp.asarray(weights, jnp.float32)
+        if weights.shape != keys.shape:
+            raise ArgumentError(
+                f"{where}: weights must be one for each id, {keys.shape}, got {weights.shape}"
+            )
+    factors = jnp.zeros(0, jnp.float32) if weights is None else weights
+    padding_id = check_padding(padding_id, where)
+    if offsets is None:
+        if keys.ndim < 2:
+            raise ArgumentError(
+                f"{where}: ids must be (..., length), or (n,) with offsets; got {keys.shape}"
+            )
+        none = jnp.zeros(0, jnp.int64)
+        shape = keys.shape[:-1]
+        return Bags(keys, none, factors, mode, keys.shape[-1], padding_id, shape)
+    bounds = keys_of(offsets, f"{where}: offsets")
+    if keys.ndim != 1 or bounds.ndim != 1 or len(bounds) == 0:
+        raise ArgumentError(
+            f"{where}: ids must be (n,) and offsets (n_bags + 1,); got {keys.shape} and "
+            f"{bounds.shape}"
+        )
+    return Bags(keys, bounds, factors, mode, -1, padding_id, (len(bounds) - 1,))
+
+
+def bags_of_one(keys: Any, padding_id: int) -> Bags:
+    """Return a bag for each id: where one of them fills up, the bag is empty, and its row 0."""
+    offsets, weights = jnp.zeros(0, jnp.int64), jnp.zeros(0, jnp.float32)
+    return Bags(keys, offsets, weights, "sum", 1, padding_id, keys.shape)
+
+
+def check_padding(padding_id: Any, where: str) -> int | None:
+    """Return an id that fills up, or None."""
+    if padding_id is None:
+        return None
+    if isinstance(padding_id, bool) or not isinstance(padding_id, int | np.integer):
+        raise ArgumentTypeError(
+            f"{where}: padding_id must be an int, got {type(padding_id).__name__}"
+        )
+    if not -(2**63) <= padding_id < 2**63:
+        raise ArgumentError(
+            f"{where}: padding_id must be from -2**63 to 2**63 - 1, got {padding_id}"
+        )
+    return int(padding_id)

@@ -1,0 +1,78 @@
+"""The native ops: XLA's foreign functions, compiled against the JAX that is installed, and kept."""
+
+import ctypes
+import os
+import warnings
+from functools import cache
+from typing import Any
+
+import jax
+import jax.ffi
+
+from embstore import ArgumentError, EmbstoreWarning, InternalError
+from embstore._build import Recipe, build
+
+SWITCH = "EMBSTORE_JAX_OP"  # "off" does without them, as where there is no compiler
+FUNCTIONS = ("find", "lookup", "pooled", "pooled_lookup", "update")
+
+
+def build_op() -> str:
+    """Compile the native ops for the JAX that is installed, unless that has been done.
+
+    They are kept in ``$EMBSTORE_CACHE/jax-op``, by default ``~/.cache/embstore/jax-op``.
+
+    Returns
+    -------
+    str
+        The path of the library.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no C++ compiler: $CXX, g++, clang++ or c++.
+    InternalError
+        If the ops do not compile; with what the compiler says.
+    """
+    headers = ("-std=c++17", "-isystem", jax.ffi.include_dir())
+    return build(Recipe("JAX ops", "jax", jax.__version__, headers))
+
+
+@cache
+def load_op() -> Any:
+    """Load the native ops into this process, compiling them if need be, and tell XLA."""
+    path = build_op()
+    try:
+        library = ctypes.cdll.LoadLibrary(path)
+    except OSError as error:
+        raise InternalError(f"this process does not load {path}: {error}") from error
+    for name in FUNCTIONS:
+        symbol = f"embstore_{name}"
+        jax.ffi.register_ffi_target(
+            symbol, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu"
+        )
+    library.embstore_forget.argtypes = [ctypes.c_char_p]
+    library.embstore_forget.restype = None
+    return library
+
+
+@cache
+def has_op() -> bool:
+    """Return whether the native ops can be used; if not, say so once."""
+    if os.environ.get(SWITCH, "").lower() == "off":
+        why = f"{SWITCH}=off"
+    elif jax.default_backend() != "cpu":
+        why = f"JAX computes on {jax.default_backend()}, and they are of the CPU"
+    else:
+        try:
+            load_op()
+        except (ArgumentError, InternalError, OSError) as error:
+            why = str(error)
+        else:
+            return True
+    warnings.warn(
+        f"embstore.jax goes without its native ops, by jax.experimental.io_callback: slower "
+        f"({why})",
+        EmbstoreWarning,
+        stacklevel=2,
+    )
+    return False
