@@ -29,8 +29,11 @@ test-core: $(VENV)/.extra-test $(VENV)/.built  ## the contract on both engines, 
 test-emulator: $(VENV)/.extra-test $(VENV)/.built  ## the GPU engine on the CPU emulator
 	$(PYTEST) -m "not torture" tests/emulator
 
+# Processes of their own: tests of PyTorch fork, which JAX and TensorFlow's threads may not survive.
 test-adapters: $(VENV)/.extra-adapters $(VENV)/.built  ## the adapters, each with its framework, which is installed first
-	$(PYTEST) -m "not torture" tests/adapters
+	$(PYTEST) -m "not torture" tests/adapters --ignore=tests/adapters/contract --ignore-glob='*/test_tensorflow_*' --ignore-glob='*/test_jax_*'
+	$(PYTEST) -m "not torture" tests/adapters/test_tensorflow_*.py
+	$(PYTEST) -m "not torture" tests/adapters/contract tests/adapters/test_jax_*.py
 
 test-installs:  ## pip install ., -e ., wheel and sdist in clean environments, for each Python found
 	$(PYTHON) .ci/installs.py
