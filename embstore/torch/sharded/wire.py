@@ -8,12 +8,15 @@
 3. After a collective failed its group is in no known state, and is not used again.
 """
 
+import atexit
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ HEADER = 64  # words of a header
 TAGS = ("tables", "call", "number", "step")  # the first words, which must be those of all ranks
 FREE = HEADER - len(TAGS)
 EXIT_S = 10  # at most, that a process which ends waits for what it has begun by prefetch
+PAUSE_S = 0.05  # before a process ends, in which threads of gloo let go of tensors
 NO_STEP = -1  # of what is sent before the step is known
 
 Words = NDArray[np.int64]
@@ -117,6 +121,7 @@ class Wire:
         if rank < 0:
             raise ArgumentError(f"{where}: this process is no member of the process group")
         self.rank, self.world_size = rank, world_size
+        _pause_at_exit()
         self.main = self._channel("main")
         self._ahead: Channel | None = None
         self._tasks: Tasks | None = None
@@ -176,6 +181,15 @@ def _timeout_of(group: Any) -> timedelta | None:
     except (AttributeError, RuntimeError):
         return None
     return timeout if isinstance(timeout, timedelta) else None
+
+
+@cache
+def _pause_at_exit() -> None:
+    """Pause when the process ends: a thread that then still waits for the interpreter aborts it.
+
+    Threads of gloo do, for the tensors of what they have just exchanged.
+    """
+    atexit.register(time.sleep, PAUSE_S)
 
 
 def _run(tasks: Tasks) -> None:
