@@ -271,3 +271,14 @@ def test_ddp_of_one_rank_takes_tables_that_are_not_sharded(alone):
     np.testing.assert_allclose(
         model["tables"].store["t"].find([1]), start - 3 * jobs.table().lr, rtol=1e-6
     )
+
+
+def test_a_process_that_exchanged_pauses_once_before_it_ends(alone, monkeypatch):
+    from embstore.torch.sharded import wire
+
+    asked = []
+    monkeypatch.setattr(wire.atexit, "register", lambda *call: asked.append(call))
+    wire._pause_at_exit.cache_clear()
+    for _ in range(2):
+        wire.Wire(dist.group.WORLD, "here")
+    assert asked == [(wire.time.sleep, wire.PAUSE_S)]
