@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,20 @@ def build(recipe: Recipe) -> str:
         if not library.exists():
             _compile(recipe.what, command, library)
     return str(library)
+
+
+def why_not(switch: str, load: Callable[[], object]) -> str | None:
+    """Return why a framework goes without its ops, or None after `load` has loaded them.
+
+    `switch` is the environment variable that turns them off.
+    """
+    if os.environ.get(switch, "").lower() == "off":
+        return f"{switch}=off"
+    try:
+        load()
+    except (ArgumentError, InternalError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _compiler(what: str) -> list[str]:

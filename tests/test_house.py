@@ -26,6 +26,7 @@ ROOMS = {
     "_config": {"_version", "_core"},
     "errors": set(),
     "_build": {"_config", "errors"},
+    "_adapters": {"public"},
     "_prefetch": set(),
     "_workers": set(),
     "policies": {"errors"},
@@ -40,8 +41,9 @@ ROOMS = {
     },
     "__main__": {"cli"},
     "cli": {"public", "torch", "tensorflow"},  # lazily: files of PyTorch, ops of TensorFlow
-    **{room: {"public"} for room in ("serving", "torch")},
-    **{room: {"public", "_build"} for room in ("tensorflow", "jax")},
+    "serving": {"public"},
+    "torch": {"public", "_adapters"},
+    **{room: {"public", "_adapters", "_build"} for room in ("tensorflow", "jax")},
     "keras": {"public", "torch", "tensorflow", "jax"},
 }
 

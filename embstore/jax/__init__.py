@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from embstore.jax.functions import find, first_step, lookup, pooled, update
-    from embstore.jax.library import build_op
+    from embstore.jax.op_library import build_op
     from embstore.jax.training import embed, embed_bags
 
 _HOMES = {
-    "build_op": "library",
+    "build_op": "op_library",
     "embed": "training",
     "embed_bags": "training",
     "find": "functions",

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from embstore import ArgumentError, EmbstoreError, Table, errors
-from embstore.jax.inputs import bags_of, bags_of_one, check_padding, check_x64, keys_of, step_of
+from embstore._adapters import check_padding
+from embstore.jax.inputs import INTEGERS, bags_of, bags_of_one, check_x64, keys_of, step_of
 from embstore.jax.names import NamedTable
 
 Mode = Literal["sum", "mean", "sqrtn"]
@@ -62,7 +63,7 @@ def find(table: Table, ids: Any, *, padding_id: int | None = None, after: Any = 
     ([[0.5, 0.5], [0.5, 0.5]], 0)
     """
     named, keys = NamedTable.of(table, "find"), keys_of(ids, "find")
-    padding_id, link = check_padding(padding_id, "find"), _link(after)
+    padding_id, link = check_padding(padding_id, "find", INTEGERS), _link(after)
     if padding_id is None:
         return _run(lambda: named.ops.find(named, keys, link), keys)
     rows = _run(lambda: named.ops.pooled(named, bags_of_one(keys, padding_id), link), keys)
@@ -115,7 +116,7 @@ def lookup(
     (3, 1)
     """
     named, keys = NamedTable.of(table, "lookup"), keys_of(ids, "lookup")
-    padding_id, now = check_padding(padding_id, "lookup"), step_of(step, "lookup")
+    padding_id, now = check_padding(padding_id, "lookup", INTEGERS), step_of(step, "lookup")
     link = now if after is None else _link(after)
     if padding_id is None:
         rows, ticket = _run(lambda: named.ops.lookup(named, keys, now, link), keys, now)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from embstore import ArgumentError, ArgumentTypeError
+from embstore._adapters import check_padding
 
 MODES = {"sum": 0, "mean": 1, "sqrtn": 2}
+INTEGERS = (int, np.integer)  # that a padding id may be
 WIDENED = (jnp.int32, jnp.uint32)
 
 
@@ -80,7 +82,7 @@ def bags_of(
                 f"{where}: weights must be one for each id, {keys.shape}, got {weights.shape}"
             )
     factors = jnp.zeros(0, jnp.float32) if weights is None else weights
-    padding_id = check_padding(padding_id, where)
+    padding_id = check_padding(padding_id, where, INTEGERS)
     if offsets is None:
         if keys.ndim < 2:
             raise ArgumentError(
@@ -102,18 +104,3 @@ def bags_of_one(keys: Any, padding_id: int) -> Bags:
     """Return a bag for each id: where one of them fills up, the bag is empty, and its row 0."""
     offsets, weights = jnp.zeros(0, jnp.int64), jnp.zeros(0, jnp.float32)
     return Bags(keys, offsets, weights, "sum", 1, padding_id, keys.shape)
-
-
-def check_padding(padding_id: Any, where: str) -> int | None:
-    """Return an id that fills up, or None."""
-    if padding_id is None:
-        return None
-    if isinstance(padding_id, bool) or not isinstance(padding_id, int | np.integer):
-        raise ArgumentTypeError(
-            f"{where}: padding_id must be an int, got {type(padding_id).__name__}"
-        )
-    if not -(2**63) <= padding_id < 2**63:
-        raise ArgumentError(
-            f"{where}: padding_id must be from -2**63 to 2**63 - 1, got {padding_id}"
-        )
-    return int(padding_id)

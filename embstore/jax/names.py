@@ -18,7 +18,7 @@ import numpy as np
 
 from embstore import ArgumentError, ArgumentTypeError, DeviceError, EmbstoreWarning, Table
 from embstore.jax import fallback, native
-from embstore.jax.library import has_op, load_op
+from embstore.jax.op_library import has_op, load_op
 
 
 class NamedTable:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from embstore.tensorflow.bag import EmbeddingBag
     from embstore.tensorflow.callbacks import EvictEvery, SaveTables, TableScalars
     from embstore.tensorflow.embedding import Embedding
-    from embstore.tensorflow.library import build_op, load_op
     from embstore.tensorflow.names import register
+    from embstore.tensorflow.op_library import build_op, load_op
     from embstore.tensorflow.parquet import parquet_dataset
     from embstore.tensorflow.training import Optimizer, clear_gradients, tables_of
 
@@ -23,9 +23,9 @@ _HOMES = {
     "Optimizer": "training",
     "SaveTables": "callbacks",
     "TableScalars": "callbacks",
-    "build_op": "library",
+    "build_op": "op_library",
     "clear_gradients": "training",
-    "load_op": "library",
+    "load_op": "op_library",
     "parquet_dataset": "parquet",
     "register": "names",
     "tables_of": "training",

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from embstore import ArgumentError, ArgumentTypeError, Table
+from embstore import ArgumentError, Table
+from embstore._adapters import check_padding, table_of
 from embstore.tensorflow.names import NamedTable
 
 OF_LAYER = ("name", "dtype", "trainable")
@@ -58,8 +59,10 @@ class TableLayer(keras.layers.Layer):
         super().__init__(autocast=False, **of_layer)
         if table is None and "name" in of_layer:
             parameters["name"] = of_layer["name"]
-        self.named = table if isinstance(table, NamedTable) else _named(table, parameters, where)
-        self.padding_id = _check_padding(padding_id, where)
+        if not isinstance(table, NamedTable):
+            table = NamedTable.of(table_of(table, parameters, where, "input_dim"))
+        self.named = table
+        self.padding_id = check_padding(padding_id, where)
         self.fused = bool(fused)
         self.embedding_dim = self.table.dim
         self.supports_jit = False
@@ -179,36 +182,3 @@ class TableLayer(keras.layers.Layer):
             )
         self._saved = None
         self.named.clock.set_behind(self.table)
-
-
-def _named(table: Table | None, parameters: dict[str, Any], where: str) -> NamedTable:
-    if table is None:
-        if "dim" not in parameters:
-            raise ArgumentTypeError(
-                f"{where}: give a table, or dim=... and other arguments of Table"
-            )
-        return NamedTable.of(Table(**parameters))
-    if parameters:
-        raise ArgumentTypeError(
-            f"{where}: {sorted(parameters)} are parameters of a table, and one was given"
-        )
-    if not isinstance(table, Table):
-        raise ArgumentTypeError(
-            f"{where}: expected an embstore.Table, got {type(table).__name__}; rows are made by "
-            f"ids, so that there is no input_dim: {where}(dim=16, optimizer=...)"
-        )
-    return NamedTable.of(table)
-
-
-def _check_padding(padding_id: Any, where: str) -> int | None:
-    if padding_id is None:
-        return None
-    if isinstance(padding_id, bool) or not isinstance(padding_id, int):
-        raise ArgumentTypeError(
-            f"{where}: padding_id must be an int, got {type(padding_id).__name__}"
-        )
-    if not -(2**63) <= padding_id < 2**63:
-        raise ArgumentError(
-            f"{where}: padding_id must be from -2**63 to 2**63 - 1, got {padding_id}"
-        )
-    return padding_id

@@ -19,7 +19,7 @@ import tensorflow as tf
 from embstore import ArgumentError, ArgumentTypeError, DeviceError, EmbstoreWarning, Table
 from embstore.tensorflow import fallback, native
 from embstore.tensorflow.clock import Clock
-from embstore.tensorflow.library import has_op
+from embstore.tensorflow.op_library import has_op
 
 UNNAMED = "table"  # what a Table is called that nobody gave a name
 

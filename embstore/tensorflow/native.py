@@ -21,7 +21,7 @@ from embstore import (
     OutOfMemoryError,
     TicketError,
 )
-from embstore.tensorflow.library import load_op
+from embstore.tensorflow.op_library import load_op
 
 if TYPE_CHECKING:
     from embstore.tensorflow.names import NamedTable

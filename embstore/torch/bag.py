@@ -5,12 +5,13 @@ from typing import Any, Literal, Self
 import torch
 
 from embstore import ArgumentError, ArgumentTypeError, Table
+from embstore._adapters import check_padding, table_of
 from embstore.torch import compiled
-from embstore.torch.crossing import dtype_of, keys_of, read, rows_of, stream_of
+from embstore.torch.crossing import dtype_of, read
 from embstore.torch.dense import DenseEmbeddingBag, dense_rows, pretrained_table
 from embstore.torch.inputs import Ids, as_ids, check_offsets, check_weights
-from embstore.torch.lookup import BagsOf, RowsOf, bags_of, pooled_by_torch
-from embstore.torch.module import TableModule, check_padding, table_of
+from embstore.torch.lookup import BagsOf, RowsOf, bags_of, pooled_by_torch, read_bags
+from embstore.torch.module import TableModule
 from embstore.torch.parameter import TableParameter
 
 Mode = Literal["sum", "mean", "sqrtn"]
@@ -65,7 +66,7 @@ class EmbeddingBag(TableModule):
         **parameters: Any,
     ) -> None:
         super().__init__(fused, output_dtype)
-        table = table_of(table, parameters, type(self).__name__)
+        table = table_of(table, parameters, type(self).__name__, "num_embeddings")
         (self.weight,) = self._adopt([table])
         self.mode = check_mode(mode, type(self).__name__)
         self.padding_id = check_padding(padding_id, type(self).__name__)
@@ -181,9 +182,7 @@ class EmbeddingBag(TableModule):
         flat, bags = bags_of(given, self.mode, self.padding_id, is_training)
         if is_training:
             return BagsOf.apply(weight, flat, bags, self.fused)
-        keys = keys_of(flat, weight.table)
-        pooled = weight.table.pooled(keys, bags.offsets, bags.mode, bags.weights, **stream_of(keys))
-        return rows_of(pooled, flat)
+        return read_bags(weight.table, flat, bags)
 
     def _weighted(self, given: Ids, weights: torch.Tensor) -> torch.Tensor:
         """Pool in torch, for the gradient of the weights."""

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from embstore import ArgumentError, Store, Table
+from embstore._adapters import check_padding
 from embstore.torch import compiled
 from embstore.torch.bag import Mode, check_mode
 from embstore.torch.crossing import dtype_of, keys_of, rows_of
 from embstore.torch.gradients import Bags
 from embstore.torch.inputs import Ids, KeyedTensor, check_offsets, ids_by_feature
-from embstore.torch.lookup import Features, FeaturesOf, bags_of
-from embstore.torch.module import TableModule, check_padding
+from embstore.torch.lookup import Features, FeaturesOf, bags_of, bags_of_each
+from embstore.torch.module import TableModule
 from embstore.torch.parameter import TableParameter, share_clock
 from embstore.torch.state import KEY, attribute_of
 
@@ -161,15 +162,7 @@ class EmbeddingCollection(_Collection):
         if torch.compiler.is_compiling():
             return self._compiled(given)
         is_training = self._is_training()
-        keys, bags = given, None
-        if self.padding_id is not None:
-            keys, bags = {}, {}
-            for feature, own in given.items():
-                offsets = torch.arange(len(own.flat) + 1, device=own.flat.device)
-                single = Ids(own.flat, None, offsets)
-                flat, bags[feature] = bags_of(single, "sum", self.padding_id, False)
-                keys[feature] = own._replace(flat=flat)
-        rows = self._look_up(keys, bags, is_training)
+        rows = self._look_up(*bags_of_each(given, self.padding_id), is_training)
         return {f: own.like_given(self._as_output(rows[f])) for f, own in given.items()}
 
     def _compiled(self, given: dict[str, Ids]) -> dict[str, Any]:

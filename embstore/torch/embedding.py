@@ -5,12 +5,13 @@ from typing import Any, Self
 import torch
 
 from embstore import Table
+from embstore._adapters import check_padding, table_of
 from embstore.torch import compiled
-from embstore.torch.crossing import dtype_of, keys_of, read, rows_of
+from embstore.torch.crossing import dtype_of, read
 from embstore.torch.dense import DenseEmbedding, dense_rows, pretrained_table
-from embstore.torch.inputs import Ids, as_ids
-from embstore.torch.lookup import BagsOf, RowsOf, bags_of
-from embstore.torch.module import TableModule, check_padding, table_of
+from embstore.torch.inputs import as_ids
+from embstore.torch.lookup import BagsOf, RowsOf, bags_of_one, read_bags
+from embstore.torch.module import TableModule
 from embstore.torch.parameter import TableParameter
 
 
@@ -66,7 +67,7 @@ class Embedding(TableModule):
         **parameters: Any,
     ) -> None:
         super().__init__(fused, output_dtype)
-        table = table_of(table, parameters, type(self).__name__)
+        table = table_of(table, parameters, type(self).__name__, "num_embeddings")
         (self.weight,) = self._adopt([table])
         self.padding_id = check_padding(padding_id, type(self).__name__)
         self.embedding_dim = table.dim
@@ -143,12 +144,12 @@ class Embedding(TableModule):
     def _padded(self, flat: torch.Tensor) -> torch.Tensor:
         """Return rows, zeros for padding: those of bags of one id or none."""
         weight = self.weight
-        offsets = torch.arange(len(flat) + 1, device=flat.device)
-        ids, bags = bags_of(Ids(flat, None, offsets), "sum", self.padding_id, False)
+        assert self.padding_id is not None
+        ids, bags = bags_of_one(flat, self.padding_id)
         if self.training and torch.is_grad_enabled() and weight.is_trained:
             rows = BagsOf.apply(weight, ids, bags, self.fused)
         else:
-            rows = rows_of(weight.table.pooled(keys_of(ids, weight.table), bags.offsets), flat)
+            rows = read_bags(weight.table, ids, bags)
         return rows.to(dtype_of(weight.table))
 
     def _compiled(self, ids: Any) -> Any:

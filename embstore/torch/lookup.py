@@ -11,7 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from embstore import ArgumentError, FeatureBatch, Store
+from embstore import ArgumentError, Batch, FeatureBatch, Store, Table
 from embstore.torch.clock import Clock
 from embstore.torch.crossing import floats_of, has_one_owner, keys_of, rows_of, stream_of
 from embstore.torch.gradients import Bags, Lookup
@@ -22,6 +22,30 @@ NO_TASK = -1
 _graph_task = getattr(torch._C, "_current_graph_task_id", lambda: NO_TASK)
 
 
+def train_rows(table: Table, ids: torch.Tensor, step: int) -> tuple[Batch, torch.Tensor]:
+    """Look up flat ids in training; return the batch, and rows (n, dim) in the table's dtype."""
+    keys = keys_of(ids, table)
+    batch = table.find_or_insert(keys, step, **stream_of(keys))
+    rows = rows_of(batch.rows, ids)
+    return batch, rows if table.dtype != "bfloat16" else rows.bfloat16()
+
+
+def train_bags(
+    table: Table, ids: torch.Tensor, bags: Bags, step: int
+) -> tuple[Batch, torch.Tensor]:
+    """Look up and pool in training; return the batch, and rows (n_bags, dim) float32."""
+    keys = keys_of(ids, table)
+    batch = table.pooled(keys, bags.offsets, bags.mode, bags.weights, step=step, **stream_of(keys))
+    return batch, rows_of(batch.rows, ids)
+
+
+def read_bags(table: Any, ids: torch.Tensor, bags: Bags) -> torch.Tensor:
+    """Return pooled rows (n_bags, dim) float32; the table is not changed."""
+    keys = keys_of(ids, table)
+    pooled = table.pooled(keys, bags.offsets, bags.mode, bags.weights, **stream_of(keys))
+    return rows_of(pooled, ids)
+
+
 class RowsOf(torch.autograd.Function):
     """The rows (n, dim) of flat ids of one table."""
 
@@ -30,12 +54,9 @@ class RowsOf(torch.autograd.Function):
         ctx: Any, parameter: TableParameter, ids: torch.Tensor, fused: bool
     ) -> torch.Tensor:
         """Look up, and keep the ticket."""
-        table = parameter.table
-        keys = keys_of(ids, table)
-        batch = table.find_or_insert(keys, own_step_of(parameter.clock), **stream_of(keys))
+        batch, rows = train_rows(parameter.table, ids, own_step_of(parameter.clock))
         ctx.lookup = (parameter, batch, fused)
-        rows = rows_of(batch.rows, ids)
-        return rows if table.dtype != "bfloat16" else rows.bfloat16()
+        return rows
 
     @staticmethod
     @once_differentiable
@@ -54,14 +75,9 @@ class BagsOf(torch.autograd.Function):
         ctx: Any, parameter: TableParameter, ids: torch.Tensor, bags: Bags, fused: bool
     ) -> torch.Tensor:
         """Look up and pool, and keep the ticket."""
-        table = parameter.table
-        keys = keys_of(ids, table)
-        step = own_step_of(parameter.clock)
-        batch = table.pooled(
-            keys, bags.offsets, bags.mode, bags.weights, step=step, **stream_of(keys)
-        )
+        batch, rows = train_bags(parameter.table, ids, bags, own_step_of(parameter.clock))
         ctx.lookup = (parameter, batch, bags, fused)
-        return rows_of(batch.rows, ids)
+        return rows
 
     @staticmethod
     @once_differentiable
@@ -252,6 +268,25 @@ def bags_of(ids: Ids, mode: str, padding: int | None, is_kept: bool) -> tuple[to
         host = host.copy()
         factors = None if factors is None else factors.copy()
     return flat, Bags(host, mode, factors)
+
+
+def bags_of_one(flat: torch.Tensor, padding: int) -> tuple[torch.Tensor, Bags]:
+    """Return ids without padding, and for each id given a bag that holds it, or nothing."""
+    offsets = torch.arange(len(flat) + 1, device=flat.device)
+    return bags_of(Ids(flat, None, offsets), "sum", padding, False)
+
+
+def bags_of_each(
+    given: dict[str, Ids], padding: int | None
+) -> tuple[dict[str, Ids], dict[str, Bags] | None]:
+    """Return ids by feature, and no bags; with padding, ids without it, and `bags_of_one`."""
+    if padding is None:
+        return given, None
+    keys, bags = {}, {}
+    for feature, ids in given.items():
+        flat, bags[feature] = bags_of_one(ids.flat, padding)
+        keys[feature] = ids._replace(flat=flat)
+    return keys, bags
 
 
 def pooled_by_torch(rows: torch.Tensor, ids: Ids, mode: str, weights: torch.Tensor) -> torch.Tensor:

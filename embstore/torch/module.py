@@ -150,38 +150,3 @@ class TableModule(torch.nn.Module):
     def _as_output(self, rows: torch.Tensor) -> torch.Tensor:
         dtype = self.output_dtype
         return rows if dtype is None or rows.dtype == dtype else rows.to(dtype)
-
-
-def check_padding(padding_id: Any, where: str) -> int | None:
-    """Return an id that fills up, as tensors of int64 have it."""
-    if padding_id is None:
-        return None
-    if isinstance(padding_id, bool) or not isinstance(padding_id, int):
-        raise ArgumentTypeError(
-            f"{where}: padding_id must be an int, got {type(padding_id).__name__}"
-        )
-    if not -(2**63) <= padding_id < 2**63:
-        raise ArgumentError(
-            f"{where}: padding_id must be from -2**63 to 2**63 - 1, got {padding_id}"
-        )
-    return padding_id
-
-
-def table_of(table: Table | None, parameters: dict[str, Any], where: str) -> Table:
-    """Return the table that was given, or a new one of `parameters`."""
-    if table is None:
-        if "dim" not in parameters:
-            raise ArgumentTypeError(
-                f"{where}: give a table, or dim=... and other arguments of Table"
-            )
-        return Table(**parameters)
-    if parameters:
-        raise ArgumentTypeError(
-            f"{where}: {sorted(parameters)} are parameters of a table, and one was given"
-        )
-    if not isinstance(table, Table):
-        raise ArgumentTypeError(
-            f"{where}: expected an embstore.Table, got {type(table).__name__}; rows are made by "
-            f"ids, so that there is no num_embeddings: {where}(dim=16, optimizer=...)"
-        )
-    return table

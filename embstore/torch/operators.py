@@ -20,12 +20,22 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch import library as torch_library
 
 from embstore import ArgumentError, Store, Table, TicketError
-from embstore.torch.crossing import DTYPES, keys_of, read, rows_of, stream_of
+from embstore.torch.crossing import DTYPES, keys_of, read, rows_of
 from embstore.torch.gradients import Bags, Lookup
 from embstore.torch.inputs import Ids, check_offsets
-from embstore.torch.lookup import Features, bags_of, refuse_replicas, settle, settle_many
+from embstore.torch.lookup import (
+    Features,
+    bags_of,
+    read_bags,
+    refuse_replicas,
+    settle,
+    settle_many,
+    train_bags,
+    train_rows,
+)
 from embstore.torch.names import table_by_name
 from embstore.torch.parameter import TableParameter, parameter_by_key
 
@@ -56,7 +66,7 @@ class _Ticket(bytearray):
     leave: Callable[[Grads], None]
 
 
-@torch.library.custom_op(
+@torch_library.custom_op(
     "embstore::train",
     mutates_args=(),
     schema="(Tensor anchor, Tensor[] given, str plan, str mode, int? padding, bool fused) "
@@ -89,7 +99,7 @@ def train(
     return _train_many(asked, parameters, fused)
 
 
-@torch.library.custom_op(
+@torch_library.custom_op(
     "embstore::leave",
     mutates_args=(),
     schema="(Tensor ticket, Tensor[] grads, int[] places, Tensor anchor) -> Tensor",
@@ -114,7 +124,7 @@ def leave(
     return torch.zeros_like(anchor)
 
 
-@torch.library.custom_op(
+@torch_library.custom_op(
     "embstore::read",
     mutates_args=(),
     schema="(Tensor[] given, str plan, str mode, int? padding, bool by_name) -> Tensor[]",
@@ -137,7 +147,7 @@ def read_many(
     return _read(asked, tables)
 
 
-@torch.library.custom_op(
+@torch_library.custom_op(
     "embstore::bag_of_each",
     mutates_args=(),
     schema="(Tensor offsets, Tensor ids) -> (Tensor, Tensor)",
@@ -244,19 +254,13 @@ def _asked(
 
 def _train_one(asked: _Asked, parameter: TableParameter, fused: bool) -> list[torch.Tensor]:
     table, (flat,) = parameter.table, asked.flat
-    keys = keys_of(flat, table)
     step = parameter.clock.at_lookup()
     if asked.bags is None:
         of: tuple[Bags, ...] = ()
-        batch = table.find_or_insert(keys, step, **stream_of(keys))
-        rows = rows_of(batch.rows, flat)
-        rows = rows if table.dtype != "bfloat16" else rows.bfloat16()
+        batch, rows = train_rows(table, flat, step)
     else:
         (bags,) = of = tuple(asked.bags)
-        batch = table.pooled(
-            keys, bags.offsets, bags.mode, bags.weights, step=step, **stream_of(keys)
-        )
-        rows = rows_of(batch.rows, flat)
+        batch, rows = train_bags(table, flat, bags, step)
 
     def leave_to(grads: Grads) -> None:
         (grad,) = grads
@@ -269,15 +273,11 @@ def _train_one(asked: _Asked, parameter: TableParameter, fused: bool) -> list[to
 def _train_many(
     asked: _Asked, parameters: dict[str, TableParameter], fused: bool
 ) -> list[torch.Tensor]:
-    store = _store_of({name: p.table for name, p in parameters.items()}, asked.features)
-    names = [*store.features]
-    keys = {f: keys_of(i, store[store.features[f]]) for f, i in zip(names, asked.flat, strict=True)}
-    bags = None if asked.bags is None else dict(zip(names, asked.bags, strict=True))
-    lookup = Features(store, parameters, keys, bags, asked.flat[0], fused)
+    tables = {name: p.table for name, p in parameters.items()}
+    lookup = _as_features(asked, tables, parameters, fused)
+    names = [*lookup.keys]
     found = lookup.train(next(iter(parameters.values())).clock.at_lookup())
-    rows = [rows_of(found[f].rows, asked.flat[0]) for f in names]
-    if bags is None:
-        rows = [own.to(DTYPES[f.dtype]) for own, f in zip(rows, asked.features, strict=True)]
+    rows = _rows_of(asked, [found[f].rows for f in names])
     shapes = dict(zip(names, (own.shape for own in rows), strict=True))
 
     def leave_to(grads: Grads) -> None:
@@ -304,9 +304,23 @@ def _joined(grads: Grads, shapes: Sequence[torch.Size]) -> torch.Tensor | None:
     )
 
 
-def _store_of(tables: dict[str, Table], features: Sequence[_Feature]) -> Store:
-    """Return a store whose features are places in a graph's list."""
-    return Store(tables, {str(place): f.table for place, f in enumerate(features)})
+def _as_features(
+    asked: _Asked, tables: dict[str, Table], parameters: dict[str, TableParameter], fused: bool
+) -> Features:
+    """Return a lookup in a store whose features are places in a graph's list."""
+    store = Store(tables, {str(place): f.table for place, f in enumerate(asked.features)})
+    names = [*store.features]
+    keys = {f: keys_of(i, store[store.features[f]]) for f, i in zip(names, asked.flat, strict=True)}
+    bags = None if asked.bags is None else dict(zip(names, asked.bags, strict=True))
+    return Features(store, parameters, keys, bags, asked.flat[0], fused)
+
+
+def _rows_of(asked: _Asked, given: Sequence[Any]) -> list[torch.Tensor]:
+    """Return what tables gave for the features: rows in their dtypes, or float32 of bags."""
+    rows = [rows_of(own, asked.flat[0]) for own in given]
+    if asked.bags is not None:
+        return rows
+    return [own.to(DTYPES[f.dtype]) for own, f in zip(rows, asked.features, strict=True)]
 
 
 def _read(asked: _Asked, tables: dict[str, Any]) -> list[torch.Tensor]:
@@ -318,22 +332,14 @@ def _read(asked: _Asked, tables: dict[str, Any]) -> list[torch.Tensor]:
         if asked.bags is None:
             found.append(read(table, flat))
             continue
-        keys, bags = keys_of(flat, table), asked.bags[place]
-        pooled = table.pooled(keys, bags.offsets, bags.mode, bags.weights, **stream_of(keys))
-        found.append(rows_of(pooled, flat))
+        found.append(read_bags(table, flat, asked.bags[place]))
     return found
 
 
 def _read_many(asked: _Asked, tables: dict[str, Table]) -> list[torch.Tensor]:
-    store = _store_of(tables, asked.features)
-    names = [*store.features]
-    keys = {f: keys_of(i, store[store.features[f]]) for f, i in zip(names, asked.flat, strict=True)}
-    bags = None if asked.bags is None else dict(zip(names, asked.bags, strict=True))
-    found = Features(store, {}, keys, bags, asked.flat[0], False).read()
-    rows = [rows_of(found[f], asked.flat[0]) for f in names]
-    if bags is not None:
-        return rows
-    return [own.to(DTYPES[f.dtype]) for own, f in zip(rows, asked.features, strict=True)]
+    lookup = _as_features(asked, tables, {}, False)
+    found = lookup.read()
+    return _rows_of(asked, [found[f] for f in lookup.keys])
 
 
 def _check(feature: _Feature, table: Any) -> None:

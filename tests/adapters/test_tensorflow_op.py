@@ -16,11 +16,11 @@ tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: its 
 
 import embstore as es  # noqa: E402
 from embstore.cli import main  # noqa: E402
-from embstore.tensorflow import Embedding, Optimizer, library, load_op, register  # noqa: E402
+from embstore.tensorflow import Embedding, Optimizer, load_op, op_library, register  # noqa: E402
 
 
 def needs_ops():
-    if not library.has_op():
+    if not op_library.has_op():
         pytest.skip("the native ops cannot be built here")
 
 
@@ -41,7 +41,7 @@ def fake_compiler(tmp_path, monkeypatch):
 
 def test_the_ops_are_built_once_and_kept(fake_compiler, tmp_path):
     with ThreadPoolExecutor(4) as threads:
-        paths = {*threads.map(lambda _: library.build_op(), range(4))}
+        paths = {*threads.map(lambda _: op_library.build_op(), range(4))}
     (path,) = paths
     assert Path(path).parent == tmp_path / "cache" / "tensorflow-op"
     assert Path(path).read_text() == "library"
@@ -52,23 +52,23 @@ def test_the_ops_are_built_once_and_kept(fake_compiler, tmp_path):
 def test_another_compiler_or_another_source_is_another_library(
     fake_compiler, monkeypatch, tmp_path
 ):
-    first = library.build_op()
+    first = op_library.build_op()
     (tmp_path / "other").symlink_to(fake_compiler)
     monkeypatch.setenv("CXX", str(tmp_path / "other"))
-    second = library.build_op()
+    second = op_library.build_op()
     folder = tmp_path / "src"
     folder.mkdir()
     (folder / "ops.cc").write_text("int x;")
     monkeypatch.setattr("embstore._build._sources", lambda recipe: [folder / "ops.cc"])
-    third = library.build_op()
+    third = op_library.build_op()
     (folder / "tables.h").write_text("int y;")
-    assert len({first, second, third, library.build_op()}) == 4
+    assert len({first, second, third, op_library.build_op()}) == 4
 
 
 def test_a_compiler_that_fails_leaves_nothing_and_is_quoted(fake_compiler, tmp_path):
     fake_compiler.write_text("#!/bin/sh\necho 'error: no such header' >&2\nexit 1\n")
     with pytest.raises(es.InternalError, match="no such header"):
-        library.build_op()
+        op_library.build_op()
     assert [p.name for p in (tmp_path / "cache" / "tensorflow-op").iterdir()] == ["lock"]
 
 
@@ -83,8 +83,8 @@ def test_the_command_prints_where_the_library_lies(fake_compiler, capsys, monkey
 
 def test_without_a_compiler_python_serves_and_says_so_once(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr("embstore.tensorflow.names.has_op", library.has_op.__wrapped__)
-    monkeypatch.setattr(library, "load_op", load_op.__wrapped__)
+    monkeypatch.setattr("embstore.tensorflow.names.has_op", op_library.has_op.__wrapped__)
+    monkeypatch.setattr(op_library, "load_op", load_op.__wrapped__)
     with pytest.warns(es.EmbstoreWarning, match="no-such-compiler"):
         layer = Embedding(dim=2, initializer=es.Constant(2.0), optimizer=es.SGD(lr=1.0))
     assert layer.named.ops.__name__ == "embstore.tensorflow.fallback"

@@ -11,6 +11,7 @@ import embstore as es
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+from torch import library  # noqa: E402
 from torch._dynamo.utils import counters  # noqa: E402
 
 from embstore.torch import (  # noqa: E402
@@ -278,7 +279,7 @@ def test_operators_pass_the_checks_of_torch_on_a_frozen_table():
     embedding.requires_grad_(False)
     (handle,) = embedding._handles
     plan, ids, offsets = f"[{handle.plan}]", torch.tensor([1, 2, 1]), torch.tensor([0, 2, 3])
-    check, ops = torch.library.opcheck, torch.ops.embstore
+    check, ops = library.opcheck, torch.ops.embstore
     weights = torch.tensor([1.0, 2.0, 3.0])
     for given in ([ids], [ids, offsets], [ids, offsets, weights]):
         check(ops.train.default, (handle.anchor, given, plan, "sum", None, False))

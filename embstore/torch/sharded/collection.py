@@ -9,8 +9,7 @@ from embstore.torch.bag import Mode
 from embstore.torch.collection import EmbeddingBagCollection, EmbeddingCollection, Tables, as_bags
 from embstore.torch.gradients import Bags
 from embstore.torch.inputs import Ids, KeyedTensor, ids_by_feature
-from embstore.torch.lookup import bags_of
-from embstore.torch.sharded.embedding import single_bags
+from embstore.torch.lookup import bags_of, bags_of_each
 from embstore.torch.sharded.module import NOT_IN_GRAPHS, ShardedModule, features_of, refuse_fused
 
 
@@ -61,14 +60,17 @@ class ShardedEmbeddingCollection(ShardedModule, EmbeddingCollection):
     @torch.compiler.disable(reason=NOT_IN_GRAPHS)
     def forward(self, ids: Any) -> dict[str, Any]:
         """Return the rows of each feature, in the form of its ids; all ranks take part."""
-        rows = self._served_rows((ids,), *self._split(ids))
         given = ids_by_feature(ids, type(self).__name__)
+        rows = self._served_rows((ids,), *self._keys_of(given))
         return {f: own.like_given(self._as_output(rows[f])) for f, own in given.items()}
 
     def _split(self, *given: Any) -> tuple[dict[str, Ids], dict[str, Bags] | None]:
-        own = ids_by_feature(given[0], type(self).__name__)
-        features_of(self._shards, own)
-        return single_bags(own, self.padding_id)
+        return self._keys_of(ids_by_feature(given[0], type(self).__name__))
+
+    def _keys_of(self, given: dict[str, Ids]) -> tuple[dict[str, Ids], dict[str, Bags] | None]:
+        features_of(self._shards, given)
+        own = {f: ids._replace(weights=None) for f, ids in given.items()}
+        return bags_of_each(own, self.padding_id)
 
 
 class ShardedEmbeddingBagCollection(ShardedModule, EmbeddingBagCollection):

@@ -9,7 +9,7 @@ from embstore.torch.bag import EmbeddingBag, Mode
 from embstore.torch.embedding import Embedding
 from embstore.torch.gradients import Bags
 from embstore.torch.inputs import Ids, as_ids, check_offsets
-from embstore.torch.lookup import bags_of
+from embstore.torch.lookup import bags_of, bags_of_each
 from embstore.torch.sharded.module import NOT_IN_GRAPHS, ShardedModule, refuse_fused
 
 
@@ -63,14 +63,16 @@ class ShardedEmbedding(ShardedModule, Embedding):
     @torch.compiler.disable(reason=NOT_IN_GRAPHS)
     def forward(self, ids: Any) -> Any:
         """Return the rows of ids, in the form of the ids; all ranks take part."""
-        (rows,) = self._served_rows((ids,), *self._split(ids)).values()
-        return as_ids(ids, type(self).__name__).like_given(self._as_output(rows))
+        given = as_ids(ids, type(self).__name__)
+        (rows,) = self._served_rows((ids,), *self._keys_of(given)).values()
+        return given.like_given(self._as_output(rows))
 
     def _split(self, *given: Any) -> tuple[dict[str, Ids], dict[str, Bags] | None]:
         (ids,) = given
-        own = as_ids(ids, type(self).__name__)
-        keys, bags = single_bags({self.table.name: own}, self.padding_id)
-        return keys, bags
+        return self._keys_of(as_ids(ids, type(self).__name__))
+
+    def _keys_of(self, ids: Ids) -> tuple[dict[str, Ids], dict[str, Bags] | None]:
+        return bags_of_each({self.table.name: ids._replace(weights=None)}, self.padding_id)
 
 
 class ShardedEmbeddingBag(ShardedModule, EmbeddingBag):
@@ -155,18 +157,3 @@ class ShardedEmbeddingBag(ShardedModule, EmbeddingBag):
         flat, bags = bags_of(unweighted, self.mode, self.padding_id, self._is_training())
         name = self.table.name
         return {name: own._replace(flat=flat, weights=weights)}, {name: bags}
-
-
-def single_bags(
-    given: dict[str, Ids], padding: int | None
-) -> tuple[dict[str, Ids], dict[str, Bags] | None]:
-    """Return ids without padding; with it, as bags of one id or none."""
-    own = {f: ids._replace(weights=None) for f, ids in given.items()}
-    if padding is None:
-        return own, None
-    keys, bags = {}, {}
-    for feature, ids in own.items():
-        offsets = torch.arange(len(ids.flat) + 1, device=ids.flat.device)
-        flat, bags[feature] = bags_of(Ids(ids.flat, None, offsets), "sum", padding, False)
-        keys[feature] = ids._replace(flat=flat)
-    return keys, bags

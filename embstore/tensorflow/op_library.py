@@ -1,14 +1,13 @@
 """The native ops: compiled against the TensorFlow that is installed, on first use, and kept."""
 
-import os
 import warnings
 from functools import cache
 from typing import Any
 
 import tensorflow as tf
 
-from embstore import ArgumentError, EmbstoreWarning, InternalError
-from embstore._build import Recipe, build
+from embstore import EmbstoreWarning, InternalError
+from embstore._build import Recipe, build, why_not
 
 SWITCH = "EMBSTORE_TF_OP"  # "off" does without the ops, as where there is no compiler
 
@@ -66,15 +65,9 @@ def load_op() -> Any:
 @cache
 def has_op() -> bool:
     """Return whether the native ops can be used; if not, say so once."""
-    if os.environ.get(SWITCH, "").lower() == "off":
-        why = f"{SWITCH}=off"
-    else:
-        try:
-            load_op()
-        except (ArgumentError, InternalError, OSError) as error:
-            why = str(error)
-        else:
-            return True
+    why = why_not(SWITCH, load_op)
+    if why is None:
+        return True
     warnings.warn(
         f"embstore.tensorflow goes without its native ops, by tf.numpy_function: slower, and no "
         f"model can be exported ({why})",

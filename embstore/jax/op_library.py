@@ -1,7 +1,6 @@
 """The native ops: XLA's foreign functions, compiled against the JAX that is installed, and kept."""
 
 import ctypes
-import os
 import warnings
 from functools import cache
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 import jax.ffi
 
 from embstore import ArgumentError, EmbstoreWarning, InternalError
-from embstore._build import Recipe, build
+from embstore._build import Recipe, build, why_not
 
 SWITCH = "EMBSTORE_JAX_OP"  # "off" does without them, as where there is no compiler
 FUNCTIONS = ("find", "lookup", "pooled", "pooled_lookup", "update")
@@ -55,20 +54,18 @@ def load_op() -> Any:
     return library
 
 
+def _load_where_jax_computes() -> None:
+    if jax.default_backend() != "cpu":
+        raise ArgumentError(f"JAX computes on {jax.default_backend()}, and they are of the CPU")
+    load_op()
+
+
 @cache
 def has_op() -> bool:
     """Return whether the native ops can be used; if not, say so once."""
-    if os.environ.get(SWITCH, "").lower() == "off":
-        why = f"{SWITCH}=off"
-    elif jax.default_backend() != "cpu":
-        why = f"JAX computes on {jax.default_backend()}, and they are of the CPU"
-    else:
-        try:
-            load_op()
-        except (ArgumentError, InternalError, OSError) as error:
-            why = str(error)
-        else:
-            return True
+    why = why_not(SWITCH, _load_where_jax_computes)
+    if why is None:
+        return True
     warnings.warn(
         f"embstore.jax goes without its native ops, by jax.experimental.io_callback: slower "
         f"({why})",
