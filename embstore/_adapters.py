@@ -1,5 +1,8 @@
 """What the adapters of all frameworks check alike."""
 
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from embstore import ArgumentError, ArgumentTypeError, Table
@@ -41,3 +44,28 @@ def table_of(table: Table | None, parameters: dict[str, Any], where: str, size: 
             f"ids, so that there is no {size}: {where}(dim=16, optimizer=...)"
         )
     return table
+
+
+def step_behind(table: Table) -> int:
+    """Return the step with which training of a table goes on."""
+    return table.step + 1 if table.stats()["n_train_steps"] else table.step
+
+
+def lazy_names(
+    package: str, homes: dict[str, str], framework: str, needs: str
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` of a package whose names need a framework.
+
+    `homes` says in which module each name stands; `needs` how the framework is installed.
+    """
+
+    def get(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if find_spec(framework) is None:
+            raise ImportError(f"{package}.{name} needs {needs}")
+        module = import_module(package)
+        setattr(module, name, getattr(import_module(homes[name]), name))
+        return getattr(module, name)
+
+    return get, lambda: sorted({*vars(import_module(package)), *homes})

@@ -20,7 +20,7 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
-    framework = name.split(".")[1]
+    framework = name.split(".")[1].lstrip("_")
     if framework in FRAMEWORKS:
         pytest.importorskip(framework)
     monkeypatch.chdir(tmp_path)

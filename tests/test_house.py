@@ -43,16 +43,18 @@ ROOMS = {
     "cli": {"public", "torch", "tensorflow"},  # lazily: files of PyTorch, ops of TensorFlow
     "serving": {"public"},
     "torch": {"public", "_adapters"},
-    **{room: {"public", "_adapters", "_build"} for room in ("tensorflow", "jax")},
-    "keras": {"public", "torch", "tensorflow", "jax"},
+    "jax": {"public", "_adapters", "_build"},
+    "tensorflow": {"public", "_adapters", "_build", "_keras"},
+    "_keras": {"public", "_adapters"},
+    "keras": {"public", "_adapters", "_keras", "torch", "tensorflow", "jax"},
 }
 
 # Who may import what is not needed to import embstore.
 FOREIGN = {
-    "torch": {"torch"},
-    "tensorflow": {"tensorflow", "keras"},
+    "torch": {"torch", "keras"},
+    "tensorflow": {"tensorflow"},
     "jax": {"jax", "keras"},
-    "keras": {"keras", "tensorflow"},
+    "keras": {"keras", "_keras", "tensorflow"},
     "cupy": {"engines/cuda", "engines/kernels", "engines/arrays"},
     "cupy_backends": {"engines/cuda", "engines/kernels"},
     "ml_dtypes": {"engines/arrays"},

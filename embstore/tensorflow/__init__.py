@@ -4,31 +4,34 @@
 their tables beside the dense part that a Keras optimizer trains. docs/tensorflow.md is the guide.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from embstore._adapters import lazy_names
+
 if TYPE_CHECKING:
+    from embstore._keras.callbacks import EvictEvery, SaveTables
+    from embstore._keras.layer import tables_of
     from embstore.tensorflow.bag import EmbeddingBag
-    from embstore.tensorflow.callbacks import EvictEvery, SaveTables, TableScalars
+    from embstore.tensorflow.callbacks import TableScalars
     from embstore.tensorflow.embedding import Embedding
     from embstore.tensorflow.names import register
     from embstore.tensorflow.op_library import build_op, load_op
     from embstore.tensorflow.parquet import parquet_dataset
-    from embstore.tensorflow.training import Optimizer, clear_gradients, tables_of
+    from embstore.tensorflow.training import Optimizer, clear_gradients
 
 _HOMES = {
-    "Embedding": "embedding",
-    "EmbeddingBag": "bag",
-    "EvictEvery": "callbacks",
-    "Optimizer": "training",
-    "SaveTables": "callbacks",
-    "TableScalars": "callbacks",
-    "build_op": "op_library",
-    "clear_gradients": "training",
-    "load_op": "op_library",
-    "parquet_dataset": "parquet",
-    "register": "names",
-    "tables_of": "training",
+    "Embedding": "embstore.tensorflow.embedding",
+    "EmbeddingBag": "embstore.tensorflow.bag",
+    "EvictEvery": "embstore._keras.callbacks",
+    "Optimizer": "embstore.tensorflow.training",
+    "SaveTables": "embstore._keras.callbacks",
+    "TableScalars": "embstore.tensorflow.callbacks",
+    "build_op": "embstore.tensorflow.op_library",
+    "clear_gradients": "embstore.tensorflow.training",
+    "load_op": "embstore.tensorflow.op_library",
+    "parquet_dataset": "embstore.tensorflow.parquet",
+    "register": "embstore.tensorflow.names",
+    "tables_of": "embstore._keras.layer",
 }
 
 __all__ = [
@@ -46,20 +49,9 @@ __all__ = [
     "tables_of",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'embstore.tensorflow' has no attribute {name!r}")
-    try:
-        import tensorflow  # noqa: F401
-    except ImportError:
-        raise ImportError(
-            f"embstore.tensorflow.{name} needs TensorFlow, 2.16 or newer: pip install tensorflow"
-        ) from None
-    value = getattr(import_module(f"embstore.tensorflow.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    _HOMES,
+    "tensorflow",
+    "TensorFlow, 2.16 or newer: pip install tensorflow",
+)

@@ -1,21 +1,16 @@
 """EmbeddingBag: bags of ids to one row each, the place of ``tf.nn.embedding_lookup_sparse``."""
 
-from typing import Any, Literal
+from typing import Any
 
 import keras
-import tensorflow as tf
 
-from embstore import ArgumentError, ArgumentTypeError, Table
-from embstore.tensorflow.inputs import Bags, bags_of, without_padding
-from embstore.tensorflow.layer import TableLayer
-from embstore.tensorflow.names import NamedTable
-
-Mode = Literal["sum", "mean", "sqrtn"]
-MODES = ("sum", "mean", "sqrtn")
+from embstore import Table
+from embstore._keras.layer import BagsLayer, Mode, SharedTable
+from embstore.tensorflow import lookups
 
 
 @keras.saving.register_keras_serializable("embstore")
-class EmbeddingBag(TableLayer):
+class EmbeddingBag(BagsLayer):
     """Pooled rows of bags of ids, as Embedding with tf.nn.embedding_lookup_sparse's combiner.
 
     Parameters
@@ -47,9 +42,11 @@ class EmbeddingBag(TableLayer):
     [[2.0, 2.0], [0.0, 0.0], [2.0, 2.0]]
     """
 
+    lookups = lookups
+
     def __init__(
         self,
-        table: Table | NamedTable | None = None,
+        table: Table | SharedTable | None = None,
         *,
         mode: Mode = "mean",
         padding_id: int | None = None,
@@ -57,57 +54,11 @@ class EmbeddingBag(TableLayer):
         fused: bool = False,
         **parameters: Any,
     ) -> None:
-        if mode not in MODES:
-            error = ArgumentError if isinstance(mode, str) else ArgumentTypeError
-            raise error(f"EmbeddingBag: mode must be one of {list(MODES)}, got {mode!r}")
-        super().__init__(table, padding_id, fused, parameters)
-        self.mode = mode
+        super().__init__(table, mode, padding_id, fused, parameters)
+        lookups.check_fused(self)
         self.train_weights = bool(train_weights)
-
-    def call(self, ids: Any, weights: Any = None, training: Any = False) -> Any:
-        """Return the pooled rows, (n_bags, dim) or (..., dim)."""
-        is_training, where = self._is_training(training), type(self).__name__
-        bags = bags_of(ids, weights, where)
-        if self.padding_id is not None:
-            bags = without_padding(bags, self.padding_id)
-        if self.train_weights and bags.weights is not None and is_training:
-            rows = self._weighted(bags)
-        else:
-            rows = self._pooled(bags, is_training)
-        if bags.shape is not None and ids.shape.rank != 2:
-            shape = tf.concat([bags.shape, [self.embedding_dim]], 0)
-            rows = tf.reshape(rows, shape)
-        if isinstance(ids, tf.SparseTensor | tf.RaggedTensor):
-            return self._as_output(rows)
-        return self._as_output(
-            tf.ensure_shape(rows, ids.shape[:-1].concatenate(self.embedding_dim))
-        )
-
-    def _pooled(self, bags: Bags, is_training: bool) -> Any:
-        named = self.named
-        weights = tf.zeros((0,)) if bags.weights is None else tf.stop_gradient(bags.weights)
-        given = bags.flat, bags.offsets, weights, self.mode
-        if is_training:
-            return named.ops.pooled_lookup(named, self.anchor.value, *given, self.fused)
-        return named.ops.pooled(named, *given)
-
-    def _weighted(self, bags: Bags) -> Any:
-        """Pool in TensorFlow, for the gradient of the weights."""
-        named = self.named
-        rows = named.ops.lookup(named, self.anchor.value, bags.flat, self.fused)
-        lengths = bags.offsets[1:] - bags.offsets[:-1]
-        n_bags = tf.size(lengths)
-        bag = tf.repeat(tf.range(n_bags), lengths)
-        sums = tf.math.unsorted_segment_sum(rows * bags.weights[:, None], bag, n_bags)
-        if self.mode == "sum":
-            return sums
-        n = tf.cast(tf.maximum(lengths, 1), tf.float32)[:, None]
-        return sums / (n if self.mode == "mean" else tf.sqrt(n))
-
-    def compute_output_spec(self, ids: Any, weights: Any = None, training: Any = False) -> Any:
-        """Return the shape and dtype of the rows, for models that are being built."""
-        return keras.KerasTensor((*ids.shape[:-1], self.embedding_dim), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Return what makes the layer again, the parameters of its table among it."""
-        return {**super().get_config(), "mode": self.mode, "train_weights": self.train_weights}
+        own = {"train_weights": self.train_weights, "fused": self.fused}
+        return {**super().get_config(), **own}

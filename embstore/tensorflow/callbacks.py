@@ -1,4 +1,4 @@
-"""Callbacks of ``model.fit``: eviction, checkpoints of the tables, and scalars for TensorBoard."""
+"""TableScalars: numbers about the tables of a model, for TensorBoard."""
 
 import os
 from typing import Any
@@ -6,86 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from embstore import ArgumentError, ArgumentTypeError, Store
-from embstore.tensorflow.training import named_tables_of
-
-
-class EvictEvery(keras.callbacks.Callback):
-    """Evict from all tables of the model that have an eviction policy, every so many steps.
-
-    Parameters
-    ----------
-    n_steps
-        Batches between two evictions, at least 1.
-
-    Examples
-    --------
-    >>> from embstore.tensorflow import EvictEvery
-    >>> callback = EvictEvery(n_steps=1000)  # model.fit(..., callbacks=[callback])
-    >>> callback.n_evicted
-    0
-    """
-
-    def __init__(self, n_steps: int) -> None:
-        super().__init__()
-        self.n_steps = _positive(n_steps, "EvictEvery", "n_steps")
-        self.n_evicted = 0
-        self._n_seen = 0
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Evict, if it is time."""
-        self._n_seen += 1
-        if self._n_seen % self.n_steps:
-            return
-        for named in named_tables_of(self.model):
-            if named.table.has_eviction_policy:
-                self.n_evicted += named.table.evict(step=named.clock.now).n_evicted
-
-
-class SaveTables(keras.callbacks.Callback):
-    """Save a checkpoint of all tables of the model, as of one moment, after each epoch.
-
-    The dense part is Keras's: ModelCheckpoint saves it, and ``.keras`` files hold both.
-
-    Parameters
-    ----------
-    path
-        The folder of the checkpoint; each save replaces the one before in one step.
-    n_steps
-        Save after so many batches, too.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from embstore.tensorflow import SaveTables
-    >>> callback = SaveTables(tempfile.mkdtemp(), n_steps=10_000)  # model.fit(..., callbacks=[...])
-    >>> callback.n_saves
-    0
-    """
-
-    def __init__(self, path: "str | os.PathLike[str]", n_steps: int | None = None) -> None:
-        super().__init__()
-        self.path = os.fspath(path)
-        self.n_steps = None if n_steps is None else _positive(n_steps, "SaveTables", "n_steps")
-        self.n_saves = 0
-        self._n_seen = 0
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save, if it is time."""
-        self._n_seen += 1
-        if self.n_steps is not None and self._n_seen % self.n_steps == 0:
-            self._save()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Save."""
-        self._save()
-
-    def _save(self) -> None:
-        tables = [named.table for named in named_tables_of(self.model)]
-        if not tables:
-            raise ArgumentError("SaveTables: there is no table in this model")
-        Store(tables).save(self.path)
-        self.n_saves += 1
+from embstore._keras.callbacks import positive
+from embstore._keras.layer import named_tables_of
 
 
 class TableScalars(keras.callbacks.Callback):
@@ -112,7 +34,7 @@ class TableScalars(keras.callbacks.Callback):
     def __init__(self, log_dir: "str | os.PathLike[str]", n_steps: int = 100) -> None:
         super().__init__()
         self.log_dir = os.fspath(log_dir)
-        self.n_steps = _positive(n_steps, "TableScalars", "n_steps")
+        self.n_steps = positive(n_steps, "TableScalars", "n_steps")
         self._writer: Any = None
         self._n_seen = 0
 
@@ -149,11 +71,3 @@ def _write(name: str, value: float) -> None:
     metadata = tf.compat.v1.SummaryMetadata(data_class=1)  # DATA_CLASS_SCALAR
     metadata.plugin_data.plugin_name = "scalars"
     tf.summary.write(name, tf.constant(value, tf.float32), metadata=metadata)
-
-
-def _positive(value: Any, where: str, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentTypeError(f"{where}: {name} must be an int, got {value!r}")
-    if value < 1:
-        raise ArgumentError(f"{where}: {name} must be at least 1, got {value}")
-    return value

@@ -5,19 +5,20 @@ from typing import Any
 import tensorflow as tf
 
 from embstore import ArgumentError, Table
+from embstore._adapters import step_behind
 
 
 class Clock:
     """Now, in steps: what training lookups and updates of a table happen at.
 
-    `Optimizer` moves it by one in each step; where a table is trained in backward (``fused=True``),
-    each update does.
+    `Optimizer` moves it by one in each step. Where a table is trained in backward (``fused=True``),
+    an update does, once for all lookups of its step.
     """
 
     def __init__(self, table: Table) -> None:
         with tf.init_scope(), tf.device("CPU"):
             self.variable = tf.Variable(
-                _behind(table), trainable=False, dtype=tf.int64, name="embstore_step"
+                step_behind(table), trainable=False, dtype=tf.int64, name="embstore_step"
             )
 
     @property
@@ -33,12 +34,12 @@ class Clock:
 
     def set_behind(self, table: Table) -> None:
         """Set the step to the one behind a table's last."""
-        self.variable.assign(_behind(table))
+        self.variable.assign(step_behind(table))
 
     def advance(self) -> Any:
         """Go to the next step, in a graph or at once."""
         return self.variable.assign_add(1)
 
-
-def _behind(table: Table) -> int:
-    return table.step + 1 if table.stats()["n_train_steps"] else table.step
+    def go_behind(self, step: Any) -> Any:
+        """Go to the step behind one that was trained, unless the clock is there or further."""
+        return self.variable.assign(tf.maximum(self.variable, step + 1))

@@ -3,16 +3,14 @@
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from embstore import Table
-from embstore.tensorflow.inputs import as_int64, bags_of_one, without_padding
-from embstore.tensorflow.layer import TableLayer
-from embstore.tensorflow.names import NamedTable
+from embstore._keras.layer import RowsLayer, SharedTable
+from embstore.tensorflow import lookups
 
 
 @keras.saving.register_keras_serializable("embstore")
-class Embedding(TableLayer):
+class Embedding(RowsLayer):
     r"""Rows of a dynamic table for ids, as ``keras.layers.Embedding`` without an input_dim.
 
     Parameters
@@ -55,59 +53,19 @@ class Embedding(TableLayer):
     (3, 1)
     """
 
+    lookups = lookups
+
     def __init__(
         self,
-        table: Table | NamedTable | None = None,
+        table: Table | SharedTable | None = None,
         *,
         padding_id: int | None = None,
         fused: bool = False,
         **parameters: Any,
     ) -> None:
         super().__init__(table, padding_id, fused, parameters)
-        self.supports_masking = padding_id is not None
+        lookups.check_fused(self)
 
-    def call(self, ids: Any, training: Any = False) -> Any:
-        """Return the rows of ids, in the form of the ids."""
-        is_training, where = self._is_training(training), type(self).__name__
-        if isinstance(ids, tf.SparseTensor):
-            ids = tf.RaggedTensor.from_sparse(ids)
-        if isinstance(ids, tf.RaggedTensor):
-            flat = as_int64(ids.flat_values, where)
-            return ids.with_flat_values(self._as_output(self._rows(flat, is_training)))
-        return self._as_output(self._rows(as_int64(ids, where), is_training))
-
-    def _rows(self, ids: Any, is_training: bool) -> Any:
-        named = self.named
-        if self.padding_id is not None:
-            return self._padded(ids, is_training)
-        if is_training:
-            return named.ops.lookup(named, self.anchor.value, ids, self.fused)
-        return named.ops.find(named, ids)
-
-    def _padded(self, ids: Any, is_training: bool) -> Any:
-        """Return rows, zeros for padding: those of bags of one id or none."""
-        named, shape = self.named, tf.shape(ids)
-        assert self.padding_id is not None
-        bags = without_padding(bags_of_one(tf.reshape(ids, [-1])), self.padding_id)
-        given = bags.flat, bags.offsets, tf.zeros((0,)), "sum"
-        if is_training:
-            rows = named.ops.pooled_lookup(named, self.anchor.value, *given, self.fused)
-        else:
-            rows = named.ops.pooled(named, *given)
-        return tf.ensure_shape(
-            tf.reshape(rows, tf.concat([shape, [self.embedding_dim]], 0)),
-            ids.shape.concatenate(self.embedding_dim),
-        )
-
-    def compute_mask(self, ids: Any, mask: Any = None) -> Any:
-        """Return where ids are not padding, or None without a padding id."""
-        if self.padding_id is None or isinstance(ids, tf.RaggedTensor | tf.SparseTensor):
-            return None
-        return tf.not_equal(as_int64(ids, "Embedding"), self.padding_id)
-
-    def compute_output_spec(self, ids: Any, training: Any = False) -> Any:
-        """Return the shape and dtype of the rows, for models that are being built."""
-        shape = (*ids.shape, self.embedding_dim)
-        is_ragged = bool(getattr(ids, "ragged", False) or getattr(ids, "sparse", False))
-        form = {"ragged": True} if is_ragged else {}
-        return keras.KerasTensor(shape, dtype=self.compute_dtype, **form)
+    def get_config(self) -> dict[str, Any]:
+        """Return what makes the layer again, the parameters of its table among it."""
+        return {**super().get_config(), "fused": self.fused}

@@ -53,6 +53,12 @@ def bags_of(ids: Any, weights: Any, where: str) -> Bags:
         offsets = tf.searchsorted(ids.indices[:, 0], places, out_type=tf.int64)
         return Bags(flat, offsets, _flat(weights, flat, where))
     _check_rank(ids, ids.shape.rank is None or ids.shape.rank >= 2, where)
+    if weights is not None:
+        weights = tf.convert_to_tensor(weights)
+        if not weights.shape.is_compatible_with(ids.shape):
+            raise ArgumentError(
+                f"{where}: weights must be one for each id, {ids.shape}, got {weights.shape}"
+            )
     flat = tf.reshape(as_int64(ids, where), [-1])
     shape = tf.shape(ids, out_type=tf.int64)
     offsets = tf.range(tf.reduce_prod(shape[:-1]) + 1) * shape[-1]

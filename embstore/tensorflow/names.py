@@ -12,7 +12,6 @@ import warnings
 import weakref
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -24,13 +23,8 @@ from embstore.tensorflow.op_library import has_op
 UNNAMED = "table"  # what a Table is called that nobody gave a name
 
 
-@keras.saving.register_keras_serializable("embstore")
 class NamedTable:
-    """A table, its name in graphs, its clock, and the ops that serve it; one for each table.
-
-    Its Keras config is the table's parameters, so that layers that share a table share it again
-    when a model is loaded.
-    """
+    """A table, its name in graphs, its clock, and the ops that serve it; one for each table."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -38,7 +32,7 @@ class NamedTable:
         self.clock = Clock(table)
         self.has_native = has_op() and _is_published(table, self.key)
         self.ops: Any = native if self.has_native else fallback
-        self.waiting: list[Any] = []  # gradients, where the fall-back keeps them
+        self.waiting = fallback.Waitlist()  # gradients, where the fall-back keeps them
         self.batches: dict[int, Any] = {}  # lookups that they may be of
         self.hits = 0, 0  # unique keys of training lookups, and found ones
         OF_LAYERS[self.key] = self
@@ -62,15 +56,6 @@ class NamedTable:
         if lr is None:
             return np.float64(np.nan)
         return np.float64(lr(int(step)) if callable(lr) else lr)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the parameters of the table."""
-        return {"table": self.table.config()}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "NamedTable":
-        """Return a new table of these parameters, on the CPU."""
-        return cls(Table.from_config(config["table"]))
 
 
 def register(name: str, table: Table | None) -> None:

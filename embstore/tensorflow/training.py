@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from embstore import ArgumentError, ArgumentTypeError, EmbstoreWarning, Table
-from embstore.tensorflow.layer import Guard
+from embstore import ArgumentError, ArgumentTypeError, EmbstoreWarning
+from embstore._keras.layer import guard_of, named_tables_of
 from embstore.tensorflow.names import NamedTable
 
 REFUSED = ("global_clipnorm", "gradient_accumulation_steps", "loss_scale_factor")
@@ -132,17 +132,17 @@ class Optimizer(keras.optimizers.Optimizer):
             if guard is None:
                 dense.append((grad, variable))
             elif not guard.is_fused:
-                tables[guard.table.key] = guard.table
+                tables[guard.named.key] = guard.named
                 if grad is not None:
-                    scales.setdefault(guard.table.key, []).append(grad)
-        for key, parts in scales.items():
-            tables[key].ops.apply(tables[key], tf.add_n(parts))
-        for table in tables.values():
-            table.clock.advance()
-        if dense:
-            self.inner.apply(*zip(*dense, strict=True))
-        else:
-            self.inner.iterations.assign_add(1)
+                    scales.setdefault(guard.named.key, []).append(grad)
+        applied = [tables[k].ops.apply(tables[k], tf.add_n(parts)) for k, parts in scales.items()]
+        with tf.control_dependencies(applied):  # a step that a table refuses is nobody's
+            for table in tables.values():
+                table.clock.advance()
+            if dense:
+                self.inner.apply(*zip(*dense, strict=True))
+            else:
+                self.inner.iterations.assign_add(1)
 
     def scale_loss(self, loss: Any) -> Any:
         """Return the loss as it is."""
@@ -169,7 +169,7 @@ def _warn_of_untrained(grads: Sequence[Any], variables: Sequence[Any]) -> None:
     for grad, variable in zip(grads, variables, strict=True):
         guard = guard_of(variable)
         if guard is not None:
-            key = guard.table.key
+            key = guard.named.key
             has_grad[key] = has_grad.get(key, False) or grad is not None
     idle = sorted(key for key, is_trained in has_grad.items() if not is_trained)
     if idle:
@@ -179,32 +179,6 @@ def _warn_of_untrained(grads: Sequence[Any], variables: Sequence[Any]) -> None:
             EmbstoreWarning,
             stacklevel=3,
         )
-
-
-def guard_of(variable: Any) -> Guard | None:
-    """Return what marks a variable as the anchor of a table; None for others."""
-    guard = getattr(variable, "constraint", None)
-    return guard if isinstance(guard, Guard) else None
-
-
-def named_tables_of(model: Any) -> list[NamedTable]:
-    """Return the tables of a model or layer, each once."""
-    guards = [guard for v in model.variables if (guard := guard_of(v)) is not None]
-    return [*dict.fromkeys(guard.table for guard in guards)]
-
-
-def tables_of(model: Any) -> list[Table]:
-    """Return the tables of a model or layer, each once.
-
-    Examples
-    --------
-    >>> import keras, embstore as es
-    >>> from embstore.tensorflow import Embedding, tables_of
-    >>> model = keras.Sequential([Embedding(dim=4, name="page"), keras.layers.Dense(1)])
-    >>> [table.name for table in tables_of(model)]
-    ['page']
-    """
-    return [named.table for named in named_tables_of(model)]
 
 
 def clear_gradients(model: Any) -> None:

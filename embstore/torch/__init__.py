@@ -5,8 +5,9 @@ place of those of ``torch.nn``, the collections that of TorchRec's, and `optimiz
 tables beside the optimizer of the dense part. docs/pytorch.md is the guide.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from embstore._adapters import lazy_names
 
 if TYPE_CHECKING:
     from embstore.torch.bag import EmbeddingBag
@@ -31,29 +32,29 @@ if TYPE_CHECKING:
     from embstore.torch.training import TableOptimizer, dense_parameters, optimizer
 
 _HOMES = {
-    "DenseEmbedding": "dense",
-    "DenseEmbeddingBag": "dense",
-    "Embedding": "embedding",
-    "EmbeddingBag": "bag",
-    "EmbeddingBagCollection": "collection",
-    "EmbeddingCollection": "collection",
-    "Jagged": "inputs",
-    "KeyedTensor": "inputs",
-    "ParquetDataset": "parquet",
-    "ParquetLoader": "parquet_loader",
-    "ShardedEmbedding": "sharded",
-    "ShardedEmbeddingBag": "sharded",
-    "ShardedEmbeddingBagCollection": "sharded",
-    "ShardedEmbeddingCollection": "sharded",
-    "StoreState": "store_state",
-    "TableOptimizer": "training",
-    "TableParameter": "parameter",
-    "clip_grad_norm_": "sharded",
-    "dense_parameters": "training",
-    "latest_save": "sharded",
-    "load_shard": "sharded",
-    "optimizer": "training",
-    "register": "compiled",
+    "DenseEmbedding": "embstore.torch.dense",
+    "DenseEmbeddingBag": "embstore.torch.dense",
+    "Embedding": "embstore.torch.embedding",
+    "EmbeddingBag": "embstore.torch.bag",
+    "EmbeddingBagCollection": "embstore.torch.collection",
+    "EmbeddingCollection": "embstore.torch.collection",
+    "Jagged": "embstore.torch.inputs",
+    "KeyedTensor": "embstore.torch.inputs",
+    "ParquetDataset": "embstore.torch.parquet",
+    "ParquetLoader": "embstore.torch.parquet_loader",
+    "ShardedEmbedding": "embstore.torch.sharded",
+    "ShardedEmbeddingBag": "embstore.torch.sharded",
+    "ShardedEmbeddingBagCollection": "embstore.torch.sharded",
+    "ShardedEmbeddingCollection": "embstore.torch.sharded",
+    "StoreState": "embstore.torch.store_state",
+    "TableOptimizer": "embstore.torch.training",
+    "TableParameter": "embstore.torch.parameter",
+    "clip_grad_norm_": "embstore.torch.sharded",
+    "dense_parameters": "embstore.torch.training",
+    "latest_save": "embstore.torch.sharded",
+    "load_shard": "embstore.torch.sharded",
+    "optimizer": "embstore.torch.training",
+    "register": "embstore.torch.compiled",
 }
 
 __all__ = [
@@ -82,21 +83,10 @@ __all__ = [
     "register",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'embstore.torch' has no attribute {name!r}")
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise ImportError(
-            f"embstore.torch.{name} needs PyTorch, 2.6 or newer: pip install torch "
-            f"--index-url https://download.pytorch.org/whl/cpu, or the build for your card"
-        ) from None
-    value = getattr(import_module(f"embstore.torch.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    _HOMES,
+    "torch",
+    "PyTorch, 2.6 or newer: pip install torch --index-url "
+    "https://download.pytorch.org/whl/cpu, or the build for your card",
+)

@@ -1,6 +1,7 @@
 """The step that tables of one model share: what age, eviction and schedules count in."""
 
 from embstore import ArgumentError, Table
+from embstore._adapters import step_behind
 
 
 class Clock:
@@ -19,7 +20,7 @@ class Clock:
     @classmethod
     def of(cls, table: Table) -> "Clock":
         """Return the clock with which a table goes on: behind its last training step."""
-        return cls(table.step + 1 if table.stats()["n_train_steps"] else table.step)
+        return cls(step_behind(table))
 
     @property
     def now(self) -> int:

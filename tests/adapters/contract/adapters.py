@@ -72,11 +72,12 @@ class Adapter(ABC):
 
 
 class Place(NamedTuple):
-    """Where an adapter is found: the package that must be there, and its class."""
+    """Where an adapter is found: the package that must be there, its class, Keras's backend."""
 
     framework: str
     module: str
     name: str
+    backend: str | None = None  # of KERAS_BACKEND, which holds for a whole process
 
 
 ADAPTERS = {
@@ -88,4 +89,8 @@ ADAPTERS = {
     "jax": Place("jax", "jax_adapter", "JaxAdapter"),
     "jax-embed": Place("jax", "jax_adapter", "EmbedJaxAdapter"),
     "jax-fallback": Place("jax", "jax_adapter", "FallbackJaxAdapter"),
+    **{
+        f"keras-{backend}": Place(backend, "keras_adapter", "KerasAdapter", backend)
+        for backend in ("tensorflow", "torch", "jax")
+    },
 }

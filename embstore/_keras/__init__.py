@@ -1,0 +1,1 @@
+"""What Keras layers share whatever framework is under them: configs, saving, callbacks."""

@@ -1,0 +1,335 @@
+"""Layers whose rows live in a table: what Keras asks of them, on whatever framework it runs.
+
+A subclass names by `lookups` a module of its framework, which looks up:
+
+- ``check(where)`` raises where Keras runs on another framework, or this one cannot hold ids;
+- ``name_of(table)`` gives the one `Named` of a table;
+- ``rows(layer, ids, is_training)``, ``bags(layer, ids, weights, is_training)`` and ``mask(layer,
+  ids)`` are what the layers compute;
+- ``state_of(named)`` lists the variables of a table that Keras has to carry from step to step;
+- ``SUPPORTS_JIT`` says whether Keras may compile models with the layers by XLA.
+"""
+
+import os
+from typing import Any, Literal, Protocol
+
+import keras
+import numpy as np
+
+from embstore import ArgumentError, ArgumentTypeError, Table
+from embstore._adapters import check_padding, table_of
+
+Mode = Literal["sum", "mean", "sqrtn"]
+MODES = ("sum", "mean", "sqrtn")
+OF_LAYER = ("name", "dtype", "trainable")
+
+
+class Clock(Protocol):
+    """The step that a table is trained at."""
+
+    @property
+    def now(self) -> int:
+        """The step of the next training lookup."""
+
+    def set(self, now: int) -> None:
+        """Set the step."""
+
+    def set_behind(self, table: Table) -> None:
+        """Set the step to the one behind a table's last."""
+
+
+class Named(Protocol):
+    """A table as a framework knows it."""
+
+    @property
+    def table(self) -> Table:
+        """The table."""
+
+    @property
+    def key(self) -> str:
+        """The name of the table in graphs."""
+
+    @property
+    def clock(self) -> Clock:
+        """The step that it is trained at."""
+
+
+@keras.saving.register_keras_serializable("embstore")
+class SharedTable:
+    """A table in the configs of layers: its parameters, shared again by those that shared it."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the parameters of the table."""
+        return {"table": self.table.config()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "SharedTable":
+        """Return a new table of these parameters, on the CPU."""
+        return cls(Table.from_config(config["table"]))
+
+
+class Guard:
+    """Marks a variable as the anchor of a table; as its constraint, it refuses other optimizers.
+
+    Keras calls the constraint of each variable that an optimizer has updated.
+    """
+
+    def __init__(self, named: Any, is_fused: bool) -> None:
+        self.named = named
+        self.is_fused = is_fused
+
+    def __call__(self, variable: Any) -> Any:
+        """Raise, but for a table that is trained in backward."""
+        if self.is_fused:
+            return variable
+        raise ArgumentError(
+            f"table {self.named.table.name!r} is trained by no Keras optimizer: wrap the one that "
+            f"you have, as in model.compile(optimizer=embstore.tensorflow.Optimizer('adam')), or "
+            f"make the layer with fused=True"
+        )
+
+
+def guard_of(variable: Any) -> Guard | None:
+    """Return what marks a variable as the anchor of a table; None for others."""
+    guard = getattr(variable, "constraint", None)
+    return guard if isinstance(guard, Guard) else None
+
+
+def named_tables_of(model: Any) -> list[Any]:
+    """Return the tables of a model or layer as their framework knows them, each once."""
+    guards = [guard for v in model.variables if (guard := guard_of(v)) is not None]
+    return [*dict.fromkeys(guard.named for guard in guards)]
+
+
+def tables_of(model: Any) -> list[Table]:
+    """Return the tables of a model or layer, each once, after the updates that were begun.
+
+    Examples
+    --------
+    >>> import keras, embstore as es
+    >>> from embstore.keras import Embedding, tables_of
+    >>> page = Embedding(dim=4, optimizer=es.SGD(lr=0.1), name="page")
+    >>> [table.name for table in tables_of(keras.Sequential([page, keras.layers.Dense(1)]))]
+    ['page']
+    """
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()  # within fit, the trainer has the values of the variables
+    for variable in model.variables:
+        if guard_of(variable) is not None:
+            wait_for(variable)
+    return [named.table for named in named_tables_of(model)]
+
+
+def wait_for(anchor: Any) -> None:
+    """Return when the updates behind the value of an anchor are in the table: JAX queues them."""
+    value: Any = getattr(anchor, "_value", None)  # None within fit, whose trainer has it
+    if hasattr(value, "block_until_ready") and not value.is_deleted():
+        value.block_until_ready()
+
+
+class TableLayer(keras.layers.Layer):
+    """A layer whose rows live in a table.
+
+    With ``training=True`` a lookup counts its ids, admits and inserts them; without, and where
+    ``layer.trainable`` is False, it only reads.
+    """
+
+    lookups: Any
+
+    def __init__(
+        self,
+        table: Table | SharedTable | None,
+        padding_id: int | None,
+        fused: bool,
+        parameters: dict[str, Any],
+    ) -> None:
+        where = type(self).__name__
+        self.lookups.check(where)
+        of_layer = {name: parameters.pop(name) for name in OF_LAYER if name in parameters}
+        super().__init__(autocast=False, **of_layer)
+        if table is None and "name" in of_layer:
+            parameters["name"] = of_layer["name"]
+        if isinstance(table, SharedTable):
+            table = table.table
+        self.named = self.lookups.name_of(table_of(table, parameters, where, "input_dim"))
+        self.padding_id = check_padding(padding_id, where)
+        self.fused = bool(fused)
+        self.embedding_dim = self.named.table.dim
+        self.supports_jit = self.lookups.SUPPORTS_JIT
+        self._check(where)
+        self.anchor = self.add_weight(
+            name="anchor",
+            shape=(),
+            dtype="float32",
+            initializer="zeros",
+            constraint=Guard(self.named, self.fused),
+            autocast=False,
+        )
+        self.state = self.lookups.state_of(self.named)
+        self._saved: tuple[int, int] | None = None  # (rows, step) of weights whose rows are missing
+        self.built = True
+
+    @property
+    def table(self) -> Table:
+        """The table that holds the rows."""
+        wait_for(self.anchor)
+        table: Table = self.named.table
+        return table
+
+    @property
+    def table_key(self) -> str:
+        """The name of the table in graphs, for `register` where an exported model is loaded."""
+        key: str = self.named.key
+        return key
+
+    @property
+    def step(self) -> int:
+        """The step of the next training lookup; set it to go on from another."""
+        now: int = self.named.clock.now
+        return now
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.named.clock.set(step)
+
+    def build(self, *shapes: Any) -> None:
+        """Do nothing: there is no shape to wait for."""
+
+    def _check(self, where: str) -> None:
+        """Raise where this layer could not be trained as it says."""
+        if self.compute_dtype == "float16":
+            raise ArgumentError(
+                f"{where}: mixed_float16 scales the loss, and skips steps, which a table does not "
+                f"see; use mixed_bfloat16, or dtype='float32' for this layer"
+            )
+
+    def _is_training(self, training: Any) -> bool:
+        """Return whether a lookup trains; raise where this layer cannot work."""
+        if self._saved is not None:
+            self._check_rows_came()
+        if not training or not self.trainable:
+            return False
+        if self.named.table.optimizer is None:
+            raise ArgumentError(
+                f"{type(self).__name__}: table {self.named.table.name!r} has no optimizer: make it "
+                f"with one, as in Table(dim=..., optimizer=embstore.Adagrad(lr=0.05)), or set "
+                f"trainable=False"
+            )
+        return True
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what makes the layer again, the parameters of its table among it."""
+        # With its id, by which Keras knows shared objects again while it loads a model; it adds ids
+        # itself only where both users are at one level.
+        table = self.named.table
+        shared = keras.saving.serialize_keras_object(SharedTable(table))
+        own = {
+            "table": {**shared, "shared_object_id": id(table)},
+            "padding_id": self.padding_id,
+        }
+        config: dict[str, Any] = super().get_config()
+        return {**config, **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Return a layer over a new table; layers that shared one share it again."""
+        table = keras.saving.deserialize_keras_object(config["table"])
+        return cls(**{**config, "table": table})
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the numbers of rows and steps: by them a loaded model knows that its rows came."""
+        store["saved"] = np.array([len(self.table), self.table.step], np.int64)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take note of the rows that are to come."""
+        rows, step = np.asarray(store["saved"]).tolist()
+        self._saved = (rows, step)
+
+    def save_assets(self, dir_path: str) -> None:
+        """Save the table as a checkpoint inside of the .keras file."""
+        self.table.save(os.path.join(dir_path, "table"))
+
+    def load_assets(self, dir_path: str) -> None:
+        """Restore the table, in place, from the checkpoint inside of the .keras file."""
+        self.table.restore(os.path.join(dir_path, "table"))
+        self.named.clock.set_behind(self.named.table)
+        self._saved = None
+
+    def _check_rows_came(self) -> None:
+        """Raise if weights were loaded without rows, and the table does not have them."""
+        saved, here = self._saved, (len(self.table), self.table.step)
+        if saved != here:
+            raise ArgumentError(
+                f"{type(self).__name__}: the weights that were loaded are of table "
+                f"{self.table.name!r} with {saved[0] if saved else 0} rows, and bring none of them "
+                f"(it has {here[0]}): save whole models as .keras, or restore the table by "
+                f"layer.table.restore(checkpoint)"
+            )
+        self._saved = None
+        self.named.clock.set_behind(self.named.table)
+
+
+class RowsLayer(TableLayer):
+    """Ids of any shape to rows."""
+
+    def __init__(
+        self,
+        table: Table | SharedTable | None,
+        padding_id: int | None,
+        fused: bool,
+        parameters: dict[str, Any],
+    ) -> None:
+        super().__init__(table, padding_id, fused, parameters)
+        self.supports_masking = padding_id is not None
+
+    def call(self, ids: Any, training: Any = False) -> Any:
+        """Return the rows of ids, in the form of the ids."""
+        return self.lookups.rows(self, ids, self._is_training(training))
+
+    def compute_mask(self, ids: Any, mask: Any = None) -> Any:
+        """Return where ids are not padding, or None without a padding id."""
+        if self.padding_id is None:
+            return None
+        if isinstance(ids, keras.KerasTensor):
+            return keras.ops.not_equal(ids, self.padding_id)
+        return self.lookups.mask(self, ids)
+
+    def compute_output_spec(self, ids: Any, training: Any = False) -> Any:
+        """Return the shape and dtype of the rows, for models that are being built."""
+        shape = (*ids.shape, self.embedding_dim)
+        is_ragged = bool(getattr(ids, "ragged", False) or getattr(ids, "sparse", False))
+        form = {"ragged": True} if is_ragged else {}
+        return keras.KerasTensor(shape, dtype=self.compute_dtype, **form)
+
+
+class BagsLayer(TableLayer):
+    """Bags of ids to one row each."""
+
+    def __init__(
+        self,
+        table: Table | SharedTable | None,
+        mode: Mode,
+        padding_id: int | None,
+        fused: bool,
+        parameters: dict[str, Any],
+    ) -> None:
+        if mode not in MODES:
+            error = ArgumentError if isinstance(mode, str) else ArgumentTypeError
+            raise error(f"{type(self).__name__}: mode must be one of {[*MODES]}, got {mode!r}")
+        super().__init__(table, padding_id, fused, parameters)
+        self.mode = mode
+
+    def call(self, ids: Any, weights: Any = None, training: Any = False) -> Any:
+        """Return the pooled rows, (n_bags, dim) or (..., dim)."""
+        return self.lookups.bags(self, ids, weights, self._is_training(training))
+
+    def compute_output_spec(self, ids: Any, weights: Any = None, training: Any = False) -> Any:
+        """Return the shape and dtype of the rows, for models that are being built."""
+        return keras.KerasTensor((*ids.shape[:-1], self.embedding_dim), dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what makes the layer again, the parameters of its table among it."""
+        return {**super().get_config(), "mode": self.mode}

@@ -1,0 +1,118 @@
+"""What the layers compute on JAX: the functions of embstore.jax, trained in backward."""
+
+import weakref
+from typing import Any
+
+import jax
+import keras
+
+from embstore import ArgumentError, Table
+from embstore._adapters import step_behind
+from embstore.jax import embed, embed_bags, find, pooled
+from embstore.jax.inputs import check_x64, keys_of
+
+SUPPORTS_JIT = True
+
+
+class Clock:
+    """The step of a table: a variable of Keras, since compiled functions carry all state."""
+
+    def __init__(self, table: Table) -> None:
+        behind = step_behind(table)
+        self.variable = keras.Variable(
+            lambda shape, dtype: keras.ops.full(shape, behind, dtype),
+            shape=(),
+            dtype="int64",
+            trainable=False,
+            name="step",
+        )
+        self._last: tuple[Any, Any] = (None, None)  # a step, and the variable behind it
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether Keras took the variable for a run of fit that did not end."""
+        return getattr(self.variable, "_value", None) is None
+
+    @property
+    def now(self) -> int:
+        """The step of the next training lookup."""
+        return int(self.variable.value)
+
+    def set(self, now: int) -> None:
+        """Set the step."""
+        if isinstance(now, bool) or not isinstance(now, int) or not 0 <= now < 2**63:
+            raise ArgumentError(f"the step must be an int from 0 to 2**63 - 1, got {now!r}")
+        self.variable.assign(now)
+
+    def set_behind(self, table: Table) -> None:
+        """Set the step to the one behind a table's last."""
+        self.set(step_behind(table))
+
+    def at_lookup(self) -> Any:
+        """Return the step of a training lookup, and move the clock to the next.
+
+        Lookups that are traced into one function are of one step.
+        """
+        now, (last, next_step) = self.variable.value, self._last
+        if isinstance(now, jax.core.Tracer) and now is next_step:
+            return last
+        self.variable.assign(now + 1)
+        self._last = (now, self.variable.value)
+        return now
+
+
+class Named:
+    """A table and its step; one for each table, as long as it is used."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.key = table.name
+        self.clock = Clock(table)
+
+
+def check(where: str) -> None:
+    """Raise where JAX would cut ids to 32 bits."""
+    check_x64(where)
+
+
+def name_of(table: Table) -> Named:
+    """Return what a table has had or gets now."""
+    known = _NAMED.get(id(table))
+    if known is None or known.table is not table or known.clock.is_lost:
+        known = _NAMED[id(table)] = Named(table)
+    return known
+
+
+def state_of(named: Named) -> list[Any]:
+    """Return the variable of the step."""
+    return [named.clock.variable]
+
+
+def rows(layer: Any, ids: Any, is_training: bool) -> Any:
+    """Return the rows (*shape, dim) of ids."""
+    named, anchor, padding_id = layer.named, layer.anchor.value, layer.padding_id
+    if is_training:
+        step = named.clock.at_lookup()
+        found = embed(named.table, ids, anchor, step, padding_id=padding_id)
+    else:
+        found = find(named.table, ids, padding_id=padding_id, after=anchor)
+    return found.astype(layer.compute_dtype)
+
+
+def bags(layer: Any, ids: Any, weights: Any, is_training: bool) -> Any:
+    """Return the pooled rows (..., dim) of bags along the last axis."""
+    named, anchor = layer.named, layer.anchor.value
+    asked = {"weights": weights, "mode": layer.mode, "padding_id": layer.padding_id}
+    if is_training:
+        found = embed_bags(named.table, ids, anchor, named.clock.at_lookup(), **asked)
+    else:
+        found = pooled(named.table, ids, after=anchor, **asked)
+    return found.astype(layer.compute_dtype)
+
+
+def mask(layer: Any, ids: Any) -> Any:
+    """Return where ids are not padding."""
+    return keys_of(ids, type(layer).__name__) != layer.padding_id
+
+
+_NAMED: weakref.WeakValueDictionary[int, Named] = weakref.WeakValueDictionary()
