@@ -1,12 +1,14 @@
 """What the layers compute on JAX: the functions of embstore.jax, trained in backward."""
 
+import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import keras
 
-from embstore import ArgumentError, Table
+from embstore import ArgumentError, EmbstoreWarning, Table
 from embstore._adapters import step_behind
 from embstore.jax import embed, embed_bags, find, pooled
 from embstore.jax.inputs import check_x64, keys_of
@@ -95,7 +97,9 @@ def rows(layer: Any, ids: Any, is_training: bool) -> Any:
         step = named.clock.at_lookup()
         found = embed(named.table, ids, anchor, step, padding_id=padding_id)
     else:
-        found = find(named.table, ids, padding_id=padding_id, after=anchor)
+        found = _read(
+            layer, lambda after: find(named.table, ids, padding_id=padding_id, after=after)
+        )
     return found.astype(layer.compute_dtype)
 
 
@@ -106,13 +110,36 @@ def bags(layer: Any, ids: Any, weights: Any, is_training: bool) -> Any:
     if is_training:
         found = embed_bags(named.table, ids, anchor, named.clock.at_lookup(), **asked)
     else:
-        found = pooled(named.table, ids, after=anchor, **asked)
+        found = _read(layer, lambda after: pooled(named.table, ids, after=after, **asked))
     return found.astype(layer.compute_dtype)
 
 
 def mask(layer: Any, ids: Any) -> Any:
     """Return where ids are not padding."""
     return keys_of(ids, type(layer).__name__) != layer.padding_id
+
+
+def _read(layer: Any, look: Callable[[Any], Any]) -> Any:
+    """Return what a lookup reads; tell where a model is trained through it, which trains no table.
+
+    On the other backends Keras tells of a variable that has no gradient.
+    """
+
+    @jax.custom_vjp
+    def found(anchor: Any) -> Any:
+        return look(anchor)
+
+    def forward(anchor: Any) -> tuple[Any, Any]:
+        warnings.warn(
+            f"table {layer.named.table.name!r} is read and not trained by a model that is: the "
+            f"call of layer {layer.name!r} has to get training=True, or the layer trainable=False",
+            EmbstoreWarning,
+            stacklevel=2,
+        )
+        return look(anchor), anchor
+
+    found.defvjp(forward, lambda anchor, grads: (anchor * 0,))
+    return found(layer.anchor.value)
 
 
 _NAMED: weakref.WeakValueDictionary[int, Named] = weakref.WeakValueDictionary()

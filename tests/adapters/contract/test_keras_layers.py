@@ -153,7 +153,7 @@ def test_weights_without_their_rows_are_refused(tmp_path):
     other = model_of(empty)
     other.load_weights(tmp_path / "some.weights.h5")
     with pytest.raises(es.ArgumentError, match="bring none of them"):
-        other.predict(IDS, verbose=0)
+        empty(keras.ops.convert_to_tensor(IDS))
     empty.table.restore(tmp_path / "table")
     np.testing.assert_array_equal(other.predict(IDS, verbose=0), model.predict(IDS, verbose=0))
     assert empty.step == 3
@@ -183,6 +183,26 @@ def test_models_in_bfloat16_get_its_rows_and_those_in_float16_are_refused():
     assert keras.backend.standardize_dtype(rows.dtype) == "bfloat16"
     with pytest.raises(es.ArgumentError, match="mixed_float16 scales the loss"):
         layer_of(dtype="mixed_float16")
+
+
+def test_a_model_that_forgets_to_say_training_is_told_that_its_table_is_not_trained():
+    class Forgetful(keras.Model):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer, self.dense = layer, keras.layers.Dense(1)
+
+        def call(self, ids):
+            return self.dense(self.layer(ids))
+
+    layer = layer_of(name="forgotten")
+    model = Forgetful(layer)
+    model.compile(optimizer="sgd", loss="mse")
+    with pytest.warns(UserWarning, match="forgotten"):
+        model.fit(IDS, ONES, **FIT)
+    assert len(layer.table) == 0
+    layer.trainable = False
+    model.compile(optimizer="sgd", loss="mse")
+    model.fit(IDS, ONES, **FIT)
 
 
 def test_a_full_table_and_a_bad_gradient_raise_and_the_table_goes_on():
