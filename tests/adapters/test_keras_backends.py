@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -81,3 +82,12 @@ def test_a_model_that_was_saved_predicts_the_same_and_shares_what_it_shared(runs
     for run in runs.values():
         assert run["reloaded"] == run["predicted"]
         assert run["is_shared"]
+
+
+def test_the_example_learns_evicts_and_reloads():
+    example = ROOT / "docs" / "examples" / "keras_deepfm.py"
+    printed = wait(start(BACKENDS[-1], example, "--rows", "40000", "--seed", "1"))
+    auc, n_evicted = re.search(r"epoch 0: AUC ([.\d]+).*evicted: (\d+)", printed, re.S).groups()
+    assert 0.64 < float(auc) < 0.9
+    assert int(n_evicted) > 0
+    assert "equal predictions after reloading: True" in printed
