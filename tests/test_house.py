@@ -40,7 +40,7 @@ ROOMS = {
         *("table", "store"),
     },
     "__main__": {"cli"},
-    "cli": {"public", "torch", "tensorflow"},  # lazily: files of PyTorch, ops of TensorFlow
+    "cli": {"public", "torch", "tensorflow", "jax"},  # lazily: files of PyTorch, ops of the others
     "serving": {"public"},
     "torch": {"public", "_adapters"},
     "jax": {"public", "_adapters", "_build"},

@@ -31,6 +31,7 @@ COMMANDS = {
     "reshard": "cut the tables of checkpoints into another number of shards",
     "compact": "write a checkpoint and the deltas on top of it as one",
     "build-tf-op": "compile the native ops for the TensorFlow that is installed",
+    "build-jax-op": "compile the native ops for the JAX that is installed",
 }
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]

@@ -1,12 +1,10 @@
 """``embstore build-tf-op``: compile the TensorFlow ops before they are needed, as in an image."""
 
 import argparse
-import json
 
+from embstore.cli._build_op import add_options, build
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Describe the options of the command."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+__all__ = ["add_options", "run"]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -15,6 +13,4 @@ def run(options: argparse.Namespace) -> int:
         from embstore.tensorflow import build_op
     except ImportError as error:
         raise FileNotFoundError(str(error)) from None
-    path = build_op()
-    print(json.dumps({"library": path}) if options.json else path)
-    return 0
+    return build(build_op, options)

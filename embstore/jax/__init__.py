@@ -4,8 +4,9 @@
 both in a function that is trained in backward. docs/jax.md is the guide.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from embstore._adapters import lazy_names
 
 if TYPE_CHECKING:
     from embstore.jax.functions import find, first_step, lookup, pooled, update
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
     from embstore.jax.training import embed, embed_bags
 
 _HOMES = {
-    "build_op": "op_library",
-    "embed": "training",
-    "embed_bags": "training",
-    "find": "functions",
-    "first_step": "functions",
-    "lookup": "functions",
-    "pooled": "functions",
-    "update": "functions",
+    "build_op": "embstore.jax.op_library",
+    "embed": "embstore.jax.training",
+    "embed_bags": "embstore.jax.training",
+    "find": "embstore.jax.functions",
+    "first_step": "embstore.jax.functions",
+    "lookup": "embstore.jax.functions",
+    "pooled": "embstore.jax.functions",
+    "update": "embstore.jax.functions",
 }
 
 __all__ = [
@@ -34,18 +35,6 @@ __all__ = [
     "update",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'embstore.jax' has no attribute {name!r}")
-    try:
-        import jax  # noqa: F401
-    except ImportError:
-        raise ImportError(f"embstore.jax.{name} needs JAX, 0.5 or newer: pip install jax") from None
-    value = getattr(import_module(f"embstore.jax.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(
+    __name__, _HOMES, "jax", "JAX, 0.5 or newer: pip install 'embstore[jax]'"
+)

@@ -82,7 +82,7 @@ def update(table: "NamedTable", ticket: Any, grads: Any, step: Any, rate: Any) -
                 f"table {key!r} has no lookup of this ticket: it was updated already, or "
                 f"{MOST_KEPT} later lookups came, or it is another table's"
             )
-        lr = None if np.isnan(rate) else float(rate)
+        lr = float(rate[0]) if len(rate) else None
         flat = np.asarray(grads).reshape(-1, named.table.dim)
         named.table.apply_gradients(batch, flat, int(step), lr)
         return np.int64(int(step) + 1), np.float32(0)

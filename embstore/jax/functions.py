@@ -8,8 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from embstore import ArgumentError, EmbstoreError, Table, errors
-from embstore._adapters import check_padding
-from embstore.jax.inputs import INTEGERS, bags_of, bags_of_one, check_x64, keys_of, step_of
+from embstore._adapters import check_padding, step_behind
+from embstore.jax.alone import alone
+from embstore.jax.inputs import (
+    INTEGERS,
+    Bags,
+    bags_of,
+    bags_of_one,
+    check_x64,
+    grads_of,
+    keys_of,
+    step_of,
+    ticket_of,
+)
 from embstore.jax.names import NamedTable
 
 Mode = Literal["sum", "mean", "sqrtn"]
@@ -65,9 +76,8 @@ def find(table: Table, ids: Any, *, padding_id: int | None = None, after: Any = 
     named, keys = NamedTable.of(table, "find"), keys_of(ids, "find")
     padding_id, link = check_padding(padding_id, "find", INTEGERS), _link(after)
     if padding_id is None:
-        return _run(lambda: named.ops.find(named, keys, link), keys)
-    rows = _run(lambda: named.ops.pooled(named, bags_of_one(keys, padding_id), link), keys)
-    return rows.astype(table.dtype)
+        return _run(lambda *given: named.ops.find(named, *given), keys, link)
+    return _read_bags(named, bags_of_one(keys, padding_id), link).astype(table.dtype)
 
 
 def lookup(
@@ -119,10 +129,9 @@ def lookup(
     padding_id, now = check_padding(padding_id, "lookup", INTEGERS), step_of(step, "lookup")
     link = now if after is None else _link(after)
     if padding_id is None:
-        rows, ticket = _run(lambda: named.ops.lookup(named, keys, now, link), keys, now)
+        rows, ticket = _run(lambda *given: named.ops.lookup(named, *given), keys, now, link)
         return rows, ticket
-    bags = bags_of_one(keys, padding_id)
-    rows, ticket = _run(lambda: named.ops.pooled_lookup(named, bags, now, link), keys, now)
+    rows, ticket = _look_up_bags(named, bags_of_one(keys, padding_id), now, link)
     return rows.astype(table.dtype), ticket
 
 
@@ -173,13 +182,10 @@ def pooled(
     """
     named = NamedTable.of(table, "pooled")
     bags = bags_of(ids, offsets, weights, mode, padding_id, "pooled")
-    given = bags.ids, bags.offsets, bags.weights
     if step is None:
-        return _run(lambda: named.ops.pooled(named, bags, _link(after)), *given)
+        return _read_bags(named, bags, _link(after))
     now = step_of(step, "pooled")
-    link = now if after is None else _link(after)
-    rows, ticket = _run(lambda: named.ops.pooled_lookup(named, bags, now, link), *given, now)
-    return rows, ticket
+    return _look_up_bags(named, bags, now, now if after is None else _link(after))
 
 
 def update(table: Table, ticket: Any, grads: Any, step: Any, lr: Any = None) -> Any:
@@ -190,14 +196,15 @@ def update(table: Table, ticket: Any, grads: Any, step: Any, lr: Any = None) -> 
     table
         The table that was looked up.
     ticket
-        What the lookup gave beside the rows; each is good for one update.
+        What the lookup gave beside the rows; each is good for one update, be it one that fails.
     grads
         Of the shape of the rows, any float dtype. Gradients of one key are summed, and its
         optimizer runs once.
     step
         The present step, as at the lookup.
     lr
-        The learning rate of this update, as an optax schedule gives it; by default the table's.
+        The learning rate of this update, a number or a scalar, as an optax schedule gives it; by
+        default the table's.
 
     Returns
     -------
@@ -207,7 +214,7 @@ def update(table: Table, ticket: Any, grads: Any, step: Any, lr: Any = None) -> 
     Raises
     ------
     ArgumentError
-        If the table has no optimizer.
+        If the table has no optimizer, or lr is negative or not finite.
     EmbstoreError
         As `Table.apply_gradients`, and as `lookup` for what a compiled function raises.
     """
@@ -225,41 +232,52 @@ def update_and_zero(
             f"{where}: table {table.name!r} has no optimizer: make it with one, as in "
             f"Table(dim=..., optimizer=embstore.Adagrad(lr=0.05))"
         )
-    grads = jnp.asarray(grads, jnp.float32)
-    if grads.shape[-1:] != (table.dim,):
-        raise ArgumentError(
-            f"{where}: gradients of shape {grads.shape} are not those of rows of dim {table.dim}"
-        )
-    number, rate = jnp.asarray(ticket, jnp.int64), named.rate(now, lr)
-    next_step, zero = _run(
-        lambda: named.ops.update(named, number, grads, now, rate), number, grads, now, rate
-    )
+    given = ticket_of(ticket, where), grads_of(grads, table.dim, where), now
+    rate = named.rate(now, lr, where, _is_traced(given))
+    next_step, zero = _run(lambda *given: named.ops.update(named, *given), *given, rate)
     return next_step, zero
 
 
 def first_step(table: Table) -> Any:
-    """Return the step with which a table goes on, behind its last: an int64 scalar."""
+    """Return the step with which a table goes on, behind its last: an int64 scalar.
+
+    Ask outside of jit, when the updates before are done (``jax.block_until_ready(step)``).
+    """
     check_x64("first_step")
-    return jnp.asarray(table.step + 1 if table.stats()["n_train_steps"] else table.step, jnp.int64)
+    return jnp.asarray(step_behind(table), jnp.int64)
 
 
 def _link(after: Any) -> Any:
-    return jnp.zeros((), jnp.int64) if after is None else jnp.asarray(after)
+    after = jnp.zeros((), jnp.int64) if after is None else jnp.asarray(after)
+    return jax.lax.stop_gradient(after)
 
 
-def _run(call: Callable[[], Any], *operands: Any) -> Any:
+def _read_bags(named: NamedTable, bags: Bags, link: Any) -> Any:
+    def read(ids: Any, offsets: Any, weights: Any, link: Any) -> Any:
+        return named.ops.pooled(named, bags.of(ids, offsets, weights), link)
+
+    return _run(read, *bags.arrays, link)
+
+
+def _look_up_bags(named: NamedTable, bags: Bags, now: Any, link: Any) -> tuple[Any, Any]:
+    def look(ids: Any, offsets: Any, weights: Any, now: Any, link: Any) -> Any:
+        return named.ops.pooled_lookup(named, bags.of(ids, offsets, weights), now, link)
+
+    rows, ticket = _run(look, *bags.arrays, now, link)
+    return rows, ticket
+
+
+def _run(call: Callable[..., Any], *operands: Any) -> Any:
     """Run a call; outside of jit it is waited for, and its errors are embstore's."""
-    tracers = [type(o).__name__ for o in operands if isinstance(o, jax.core.Tracer)]
-    if "BatchTracer" in tracers:
-        raise ArgumentError(
-            "lookups and updates are not for jax.vmap, which would make one call for each example: "
-            "ids may have any shape; look up the whole batch outside of it"
-        )
     try:
-        results = call()
-        return results if tracers else jax.block_until_ready(results)
+        results = call(*alone(*operands))
+        return results if _is_traced(operands) else jax.block_until_ready(results)
     except jax.errors.JaxRuntimeError as error:
         native = NATIVE_ERROR.search(str(error))
         if native is not None:
             raise ERRORS[int(native[1])](native[2].strip()) from None
         raise
+
+
+def _is_traced(operands: tuple[Any, ...]) -> bool:
+    return any(isinstance(operand, jax.core.Tracer) for operand in operands)

@@ -29,6 +29,15 @@ class Bags(NamedTuple):
     padding_id: int | None
     shape: tuple[int, ...]  # of the bags
 
+    @property
+    def arrays(self) -> tuple[Any, Any, Any]:
+        """What is computed: ids, offsets and weights."""
+        return self.ids, self.offsets, self.weights
+
+    def of(self, ids: Any, offsets: Any, weights: Any) -> "Bags":
+        """Return bags that lie as these, of other arrays."""
+        return self._replace(ids=ids, offsets=offsets, weights=weights)
+
 
 def check_x64(where: str) -> None:
     """Raise where JAX would cut ids to 32 bits."""
@@ -42,7 +51,9 @@ def check_x64(where: str) -> None:
 def keys_of(ids: Any, where: str) -> Any:
     """Return ids of any integer dtype that means keys as int64: uint64 by its bits."""
     check_x64(where)
-    ids = ids if isinstance(ids, jax.Array | np.ndarray) else np.asarray(ids)
+    if not isinstance(ids, jax.Array | np.ndarray):
+        ids = np.asarray(ids)
+        ids = ids if ids.size else ids.astype(np.int64)  # numpy makes floats of []
     if ids.dtype == jnp.int64:
         return jnp.asarray(ids)
     if ids.dtype == jnp.uint64:
@@ -67,6 +78,42 @@ def step_of(step: Any, where: str) -> Any:
     return jnp.asarray(given).astype(jnp.int64)
 
 
+def ticket_of(ticket: Any, where: str) -> Any:
+    """Return a ticket as the int64 scalar that a lookup gave."""
+    given = ticket if isinstance(ticket, jax.Array) else np.asarray(ticket)
+    if given.shape != () or not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ArgumentTypeError(
+            f"{where}: ticket must be the integer scalar that the lookup gave beside the rows, got "
+            f"{given.dtype} of shape {given.shape}"
+        )
+    return jnp.asarray(given, jnp.int64)
+
+
+def grads_of(grads: Any, dim: int, where: str) -> Any:
+    """Return the gradients of rows of some dim as float32."""
+    given = grads if isinstance(grads, jax.Array) else np.asarray(grads)
+    if not jnp.issubdtype(given.dtype, jnp.floating):
+        raise ArgumentTypeError(f"{where}: gradients must be floats, got {given.dtype}")
+    if given.shape[-1:] != (dim,):
+        raise ArgumentError(
+            f"{where}: gradients of shape {given.shape} are not those of rows of dim {dim}"
+        )
+    return jnp.asarray(given, jnp.float32)
+
+
+def rate_of(lr: Any, where: str) -> Any:
+    """Return a learning rate as a float64 scalar, of Python or, under jit, of JAX."""
+    given = lr if isinstance(lr, jax.Array) else np.asarray(lr)
+    kinds = (jnp.floating, jnp.integer)
+    if given.shape != () or not any(jnp.issubdtype(given.dtype, kind) for kind in kinds):
+        raise ArgumentTypeError(
+            f"{where}: lr must be a number or a scalar, as an optax schedule gives it for a step; "
+            f"got {type(lr).__name__}, {given.dtype} of shape {given.shape}"
+        )
+    is_traced = isinstance(given, jax.core.Tracer)
+    return given.astype(jnp.float64) if is_traced else float(given)
+
+
 def bags_of(
     ids: Any, offsets: Any, weights: Any, mode: Any, padding_id: int | None, where: str
 ) -> Bags:
@@ -76,7 +123,7 @@ def bags_of(
         error = ArgumentError if isinstance(mode, str) else ArgumentTypeError
         raise error(f"{where}: mode must be one of {[*MODES]}, got {mode!r}")
     if weights is not None:
-        weights = jnp.asarray(weights, jnp.float32)
+        weights = jax.lax.stop_gradient(jnp.asarray(weights, jnp.float32))
         if weights.shape != keys.shape:
             raise ArgumentError(
                 f"{where}: weights must be one for each id, {keys.shape}, got {weights.shape}"

@@ -7,6 +7,8 @@
    where the ops cannot be built.
 """
 
+import os
+import threading
 import warnings
 import weakref
 from itertools import count
@@ -16,8 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from embstore import ArgumentError, ArgumentTypeError, DeviceError, EmbstoreWarning, Table
+from embstore import (
+    ArgumentError,
+    ArgumentTypeError,
+    DeviceError,
+    EmbstoreWarning,
+    ForkError,
+    Table,
+)
 from embstore.jax import fallback, native
+from embstore.jax.inputs import rate_of
 from embstore.jax.op_library import has_op, load_op
 
 
@@ -26,6 +36,7 @@ class NamedTable:
 
     def __init__(self, table: Table) -> None:
         self._table = weakref.ref(table)
+        self._process = os.getpid()
         self.key = _publish(table) if has_op() else ""
         self.has_native = bool(self.key)
         self.key = self.key or next(_free_names(table.name))
@@ -39,10 +50,18 @@ class NamedTable:
         """Return what a table has had or gets now."""
         if not isinstance(table, Table):
             raise ArgumentTypeError(
-                f"{where}: expected an embstore.Table, got {type(table).__name__}"
+                f"{where}: expected an embstore.Table, got {type(table).__name__}; a function "
+                f"under jit closes over its tables"
             )
-        known = _OF_TABLES.get(id(table))
-        return known if known is not None else cls(table)
+        len(table)  # raises if it is closed
+        with _NAMING:
+            known = _OF_TABLES.get(id(table)) or cls(table)
+        if known._process != os.getpid():
+            raise ForkError(
+                f"{where}: JAX computed with table {table.name!r} before a fork, and does not work "
+                f"in the child; begin processes by 'spawn'"
+            )
+        return known
 
     @property
     def table(self) -> Table:
@@ -52,15 +71,19 @@ class NamedTable:
             raise ArgumentError(f"the table of the name {self.key!r} is gone")
         return table
 
-    def rate(self, step: Any, lr: Any) -> Any:
-        """Return the learning rate of an update; NaN is the number that the table has by then."""
-        if lr is not None:
-            return jnp.asarray(lr, jnp.float64)
-        if not callable(self.table.lr):
-            return jnp.asarray(jnp.nan, jnp.float64)
-        key = self.key
-        shape = jax.ShapeDtypeStruct((), jnp.float64)
-        return jax.pure_callback(lambda now: _rate_at(key, int(now)), shape, step)
+    def rate(self, step: Any, lr: Any, where: str, is_traced: bool) -> Any:
+        """Return (1,) float64, the learning rate of an update, or (0,): the table's by then."""
+        if lr is None and not callable(self.table.lr):
+            return jnp.zeros(0, jnp.float64)
+        if lr is None and is_traced:
+            key, shape = self.key, jax.ShapeDtypeStruct((), jnp.float64)
+            given = jax.pure_callback(lambda now: _rate_at(key, int(now)), shape, step)
+        else:
+            given = _rate_at(self.key, int(step)) if lr is None else rate_of(lr, where)
+        optimizer = self.table.optimizer
+        if optimizer is not None and isinstance(given, float):
+            given = optimizer.check_lr(given, where)
+        return jnp.asarray(given, jnp.float64).reshape(1)
 
 
 def named(key: str) -> NamedTable:
@@ -72,10 +95,9 @@ def named(key: str) -> NamedTable:
 
 
 def _rate_at(key: str, step: int) -> Any:
+    """Return the rate at a step of a table that had a schedule; NaN where it has none by now."""
     lr = named(key).table.lr
-    if lr is None:
-        return np.float64(np.nan)
-    return np.float64(lr(step) if callable(lr) else lr)
+    return np.float64(np.nan if lr is None else lr(step) if callable(lr) else lr)
 
 
 def _free_names(name: str) -> Any:
@@ -108,6 +130,7 @@ def _forget(key: str, table: int, has_native: bool) -> None:
         load_op().embstore_forget(key.encode())
 
 
+_NAMING = threading.Lock()
 OF_KEYS: dict[str, NamedTable] = {}
 _OF_TABLES: dict[int, NamedTable] = {}
 _USED: set[str] = set()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from embstore import FTRL
 from embstore.jax.inputs import MODES, Bags
 
 if TYPE_CHECKING:
@@ -27,20 +28,21 @@ def lookup(table: "NamedTable", ids: Any, step: Any, after: Any) -> Any:
 
 def pooled(table: "NamedTable", bags: Bags, after: Any) -> Any:
     """Return the pooled rows (*bags, dim) float32; the table is not changed."""
-    given = bags.ids, bags.offsets, bags.weights
-    return _call("pooled", sums_of(table, bags), *given, after, **_layout(table, bags))
+    return _call("pooled", sums_of(table, bags), *bags.arrays, after, **_layout(table, bags))
 
 
 def pooled_lookup(table: "NamedTable", bags: Bags, step: Any, after: Any) -> Any:
     """Return the pooled rows (*bags, dim) float32 and the ticket of bags, whose ids are counted."""
-    results, given = (sums_of(table, bags), NUMBER), (bags.ids, bags.offsets, bags.weights)
-    return _call("pooled_lookup", results, *given, step, after, **_layout(table, bags))
+    results, given = (sums_of(table, bags), NUMBER), (*bags.arrays, step, after)
+    return _call("pooled_lookup", results, *given, **_layout(table, bags))
 
 
 def update(table: "NamedTable", ticket: Any, grads: Any, step: Any, rate: Any) -> Any:
     """Train with the gradients of a lookup; return the next step, and a 0 that comes after it."""
     results = (NUMBER, jax.ShapeDtypeStruct((), np.float32))
-    return _call("update", results, ticket, grads, step, rate, table=table.key)
+    is_ftrl = isinstance(table.table.optimizer, FTRL)  # which divides by its rate
+    operands = ticket, grads, step, rate
+    return _call("update", results, *operands, table=table.key, rate_above_zero=is_ftrl)
 
 
 def rows_of(table: "NamedTable", shape: tuple[int, ...]) -> Any:

@@ -33,7 +33,7 @@ def build_op() -> str:
         If the ops do not compile; with what the compiler says.
     """
     headers = ("-std=c++17", "-isystem", jax.ffi.include_dir())
-    return build(Recipe("JAX ops", "jax", jax.__version__, headers))
+    return build(Recipe("JAX ops", "jax", jax.lib.__version__, headers))  # the headers are its
 
 
 @cache

@@ -88,8 +88,6 @@ def embed_bags(
         rows, ticket = pooled(table, ids, offsets, weights, **given)
         return rows, ticket
 
-    if weights is not None:
-        weights = jax.lax.stop_gradient(jnp.asarray(weights, jnp.float32))
     return _trained(table, look, (ids, offsets, weights), anchor, step, "embed_bags")
 
 

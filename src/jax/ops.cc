@@ -4,7 +4,7 @@
 // 3. `after` is an operand that nobody reads: XLA runs a call when its operands are there, which is the only order
 //    between calls.
 #include <cmath>
-#include <cstring>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -21,10 +21,6 @@ using Ids = ffi::Buffer<ffi::S64>;
 using Floats = ffi::Buffer<ffi::F32>;
 using Scalar = ffi::BufferR0<ffi::S64>;
 using NewScalar = ffi::Result<Scalar>;
-
-constexpr const char* kOneDevice =
-    "a table is one process's, and each device of a computation would count and train the same ids: run lookups on "
-    "the first device alone";
 
 ffi::Error fault(int status, const std::string& what) {
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "[embstore " + std::to_string(status) + "] " + what);
@@ -86,10 +82,9 @@ ffi::Error find(Ids ids, ffi::AnyBuffer, ffi::Result<ffi::AnyBuffer> rows, std::
                   held.name());
 }
 
-ffi::Error lookup(int32_t device, Ids ids, Scalar step, ffi::AnyBuffer, ffi::Result<ffi::AnyBuffer> rows,
-                  NewScalar ticket, std::string_view name) {
+ffi::Error lookup(Ids ids, Scalar step, ffi::AnyBuffer, ffi::Result<ffi::AnyBuffer> rows, NewScalar ticket,
+                  std::string_view name) {
   Held held(name);
-  if (device != 0) return fault(ES_INVALID, kOneDevice);
   if (const int status = held.lock(); status != ES_OK) return error_of(status, held.name());
   if (ffi::Error error = check_dim(held, rows->dimensions()); error.failure()) return error;
   auto made = std::make_unique<Lookup>();
@@ -174,11 +169,10 @@ ffi::Error pooled(Ids ids, Ids offsets, Floats weights, ffi::AnyBuffer, ffi::Res
   return error_of(es_find_many(&batch, 1, ES_MISSING_DEFAULT), held.name());
 }
 
-ffi::Error pooled_lookup(int32_t device, Ids ids, Ids offsets, Floats weights, Scalar step, ffi::AnyBuffer,
-                         ffi::Result<Floats> rows, NewScalar ticket, std::string_view name, int64_t mode,
-                         int64_t length, bool has_padding, int64_t padding_id) {
+ffi::Error pooled_lookup(Ids ids, Ids offsets, Floats weights, Scalar step, ffi::AnyBuffer, ffi::Result<Floats> rows,
+                         NewScalar ticket, std::string_view name, int64_t mode, int64_t length, bool has_padding,
+                         int64_t padding_id) {
   Held held(name);
-  if (device != 0) return fault(ES_INVALID, kOneDevice);
   if (const int status = held.lock(); status != ES_OK) return error_of(status, held.name());
   if (ffi::Error error = check_dim(held, rows->dimensions()); error.failure()) return error;
   auto made = std::make_unique<Lookup>();
@@ -199,11 +193,23 @@ ffi::Error pooled_lookup(int32_t device, Ids ids, Ids offsets, Floats weights, S
   return ffi::Error::Success();
 }
 
+// The learning rate of an update: the given one or, where none is, the table's own number.
+ffi::Error rate_of(const Held& held, const ffi::BufferR1<ffi::F64>& rate, bool is_above_zero, double* out) {
+  const bool is_given = rate.element_count() > 0;
+  *out = is_given ? rate.typed_data()[0] : es_table_rate(held.get());
+  if (!is_given && std::isnan(*out))
+    return fault(ES_INVALID, "table '" + held.name() +
+                                 "' has no learning rate: give it an optimizer, and table.lr or lr=... a number");
+  const bool is_usable = *out <= std::numeric_limits<float>::max() && (is_above_zero ? *out > 0.0 : *out >= 0.0);
+  if (is_usable) return ffi::Error::Success();
+  return fault(ES_INVALID, "table '" + held.name() + "': lr must be a finite number " +
+                               (is_above_zero ? "above 0" : "at least 0") + ", got " + std::to_string(*out));
+}
+
 // The next step, and 0: the gradient of an anchor, which XLA cannot know beforehand.
-ffi::Error update(int32_t device, Scalar ticket, Floats grads, Scalar step, ffi::BufferR0<ffi::F64> rate,
-                  NewScalar next, ffi::Result<ffi::BufferR0<ffi::F32>> zero, std::string_view name) {
+ffi::Error update(Scalar ticket, Floats grads, Scalar step, ffi::BufferR1<ffi::F64> rate, NewScalar next,
+                  ffi::Result<ffi::BufferR0<ffi::F32>> zero, std::string_view name, bool rate_above_zero) {
   Held held(name);
-  if (device != 0) return fault(ES_INVALID, kOneDevice);
   if (const int status = held.lock(); status != ES_OK) return error_of(status, held.name());
   if (ffi::Error error = check_dim(held, grads.dimensions()); error.failure()) return error;
   const std::unique_ptr<Lookup> taken = Lookups::instance().take(held.name(), ticket.typed_data()[0]);
@@ -214,11 +220,8 @@ ffi::Error update(int32_t device, Scalar ticket, Floats grads, Scalar step, ffi:
     return fault(ES_INVALID, "table '" + held.name() +
                                  "': " + std::to_string(grads.element_count() / es_table_dim(held.get())) +
                                  " gradients for " + std::to_string(taken->n_grads()) + " rows");
-  const double given = rate.typed_data()[0];
-  const double lr = std::isnan(given) ? es_table_rate(held.get()) : given;
-  if (std::isnan(lr))
-    return fault(ES_INVALID, "table '" + held.name() +
-                                 "' has no learning rate: give it an optimizer, and table.lr or lr=... a number");
+  double lr = 0.0;
+  if (ffi::Error error = rate_of(held, rate, rate_above_zero, &lr); error.failure()) return error;
   const es_part part = part_of(taken->bags, nullptr, taken->n_keys(), address_of(grads.untyped_data()));
   es_batch batch = {};
   batch.table = held.get();
@@ -249,7 +252,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(embstore_find, embstore_jax::find,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(embstore_lookup, embstore_jax::lookup,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::DeviceOrdinal>()
                                   .Arg<embstore_jax::Ids>()
                                   .Arg<embstore_jax::Scalar>()
                                   .Arg<xla::ffi::AnyBuffer>()
@@ -272,7 +274,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(embstore_pooled, embstore_jax::pooled,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(embstore_pooled_lookup, embstore_jax::pooled_lookup,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::DeviceOrdinal>()
                                   .Arg<embstore_jax::Ids>()
                                   .Arg<embstore_jax::Ids>()
                                   .Arg<embstore_jax::Floats>()
@@ -288,13 +289,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(embstore_pooled_lookup, embstore_jax::pooled_looku
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(embstore_update, embstore_jax::update,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::DeviceOrdinal>()
                                   .Arg<embstore_jax::Scalar>()
                                   .Arg<embstore_jax::Floats>()
                                   .Arg<embstore_jax::Scalar>()
-                                  .Arg<xla::ffi::BufferR0<xla::ffi::F64>>()
+                                  .Arg<xla::ffi::BufferR1<xla::ffi::F64>>()
                                   .Ret<embstore_jax::Scalar>()
                                   .Ret<xla::ffi::BufferR0<xla::ffi::F32>>()
-                                  .Attr<std::string_view>("table"));
+                                  .Attr<std::string_view>("table")
+                                  .Attr<bool>("rate_above_zero"));
 
 #pragma GCC visibility pop

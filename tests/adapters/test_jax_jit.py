@@ -282,6 +282,15 @@ def test_schedules_of_the_table_and_rates_of_the_call_count(is_compiled):
         assert table.find([1]).item() == -6
 
 
+def test_a_schedule_that_takes_the_place_of_another_counts_at_once():
+    table = table_of(1, optimizer=es.SGD(lr=lambda step: 1.0), initializer=es.Constant(0.0))
+    train = jax.jit(lambda ids: update(table, lookup(table, ids, 0)[1], jnp.ones((1, 1)), 0))
+    jax.block_until_ready(train(jnp.array([1])))
+    table.lr = lambda step: 10.0
+    jax.block_until_ready(train(jnp.array([1])))
+    assert table.find([1]).item() == -11
+
+
 def test_a_compiled_function_outlives_its_table_and_touches_no_other():
     tables = {"user": table_of(name="user", initializer=es.Constant(1.0))}
     count = jax.jit(lambda ids: lookup(tables["user"], ids, 0)[0])

@@ -10,7 +10,7 @@ import pytest
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-NEEDED = ("torch", "tensorflow", "keras", "jax", "cupy")
+NEEDED = ("torch", "tensorflow", "keras", "jax", "optax", "cupy")
 
 
 def needs_of(block):
@@ -23,6 +23,8 @@ def test_an_example_runs(block, tmp_path):
     missing = [name for name in needs_of(block) if find_spec(name) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
+    if "keras" in needs_of(block) and find_spec("tensorflow") is None:
+        pytest.skip("not installed: TensorFlow, on which Keras runs if it is not told otherwise")
     if "cupy" in needs_of(block):
         pytest.skip("the example needs a card")
     command = [sys.executable, "-c", block]
@@ -34,4 +36,4 @@ def test_an_example_runs(block, tmp_path):
 
 def test_the_readme_has_an_example_for_each_adapter_with_a_page():
     found = {name for block in BLOCKS for name in needs_of(block)}
-    assert {"torch", "tensorflow"} <= found
+    assert {"torch", "tensorflow", "jax", "keras"} <= found

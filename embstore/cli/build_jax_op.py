@@ -1,0 +1,16 @@
+"""``embstore build-jax-op``: compile the JAX ops before they are needed, as in an image."""
+
+import argparse
+
+from embstore.cli._build_op import add_options, build
+
+__all__ = ["add_options", "run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compile the ops, unless they are there, and print where they lie."""
+    try:
+        from embstore.jax import build_op
+    except ImportError as error:
+        raise FileNotFoundError(str(error)) from None
+    return build(build_op, options)
