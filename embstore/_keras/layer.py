@@ -11,16 +11,18 @@ A subclass names by `lookups` a module of its framework, which looks up:
 """
 
 import os
+import warnings
 from typing import Any, Literal, Protocol
 
 import keras
 import numpy as np
 
-from embstore import ArgumentError, ArgumentTypeError, Table
+from embstore import ArgumentError, ArgumentTypeError, EmbstoreWarning, Table
 from embstore._adapters import check_padding, table_of
 
 Mode = Literal["sum", "mean", "sqrtn"]
 MODES = ("sum", "mean", "sqrtn")
+N_SLOTS = 16  # of backward passes whose gradients may wait for an optimizer, and be told apart
 OF_LAYER = ("name", "dtype", "trainable")
 
 
@@ -71,7 +73,7 @@ class SharedTable:
         return cls(Table.from_config(config["table"]))
 
 
-class Guard:
+class Guard(keras.constraints.Constraint):
     """Marks a variable as the anchor of a table; as its constraint, it refuses other optimizers.
 
     Keras calls the constraint of each variable that an optimizer has updated.
@@ -90,6 +92,24 @@ class Guard:
             f"you have, as in model.compile(optimizer=embstore.tensorflow.Optimizer('adam')), or "
             f"make the layer with fused=True"
         )
+
+
+class Anchor(keras.Variable):
+    """The variable of a layer that makes Keras ask for the gradients of its table."""
+
+    def assign(self, value: Any) -> Any:
+        """Assign a value; those of saved weights bring no rows, and a warning says so."""
+        if isinstance(value, np.ndarray | np.generic):
+            guard = guard_of(self)
+            name = None if guard is None else guard.named.table.name
+            warnings.warn(
+                f"weights that are set, as by EarlyStopping(restore_best_weights=True) and from "
+                f".h5 files, bring no rows: table {name!r} keeps those that it has; restore it by "
+                f"layer.table.restore(checkpoint)",
+                EmbstoreWarning,
+                stacklevel=3,
+            )
+        return super().assign(value)
 
 
 def guard_of(variable: Any) -> Guard | None:
@@ -160,14 +180,11 @@ class TableLayer(keras.layers.Layer):
         self.embedding_dim = self.named.table.dim
         self.supports_jit = self.lookups.SUPPORTS_JIT
         self._check(where)
-        self.anchor = self.add_weight(
-            name="anchor",
-            shape=(),
-            dtype="float32",
-            initializer="zeros",
-            constraint=Guard(self.named, self.fused),
-            autocast=False,
-        )
+        with keras.name_scope(self.name):
+            self.anchor = Anchor(
+                "zeros", () if self.fused else (N_SLOTS,), "float32", name="anchor", autocast=False
+            )
+        self.anchor.constraint = Guard(self.named, self.fused)
         self.state = self.lookups.state_of(self.named)
         self._saved: tuple[int, int] | None = None  # (rows, step) of weights whose rows are missing
         self.built = True
@@ -247,6 +264,8 @@ class TableLayer(keras.layers.Layer):
         """Take note of the rows that are to come."""
         rows, step = np.asarray(store["saved"]).tolist()
         self._saved = (rows, step)
+        if len(self.table) or self.table.step:  # graphs may hold it, which ask nobody
+            self._check_rows_came()
 
     def save_assets(self, dir_path: str) -> None:
         """Save the table as a checkpoint inside of the .keras file."""

@@ -34,5 +34,5 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     _HOMES,
     "keras",
-    "Keras 3 and one of its backends: pip install keras",
+    "Keras 3.10 or newer and one of its backends: pip install 'embstore[keras]'",
 )

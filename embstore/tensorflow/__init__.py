@@ -53,5 +53,5 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     _HOMES,
     "tensorflow",
-    "TensorFlow, 2.16 or newer: pip install tensorflow",
+    "TensorFlow, 2.16 or newer, and Keras 3.10 or newer: pip install 'embstore[tensorflow]'",
 )

@@ -1,10 +1,11 @@
 """Lookups and updates by ``tf.numpy_function``: what `native` does, where it cannot.
 
 It serves tables that have no name in the C ABI, and TensorFlow where no compiler is. Its graphs
-hold Python functions, so that they cannot be exported.
+hold Python functions, so that exports of them are refused.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,42 @@ class _Lookup(NamedTuple):
 class _Waiting(NamedTuple):
     lookup: _Lookup
     grads: NDArray[np.float32]
+    slot: int
+    was_passed_over: bool  # was here when `apply` took others
+
+
+class Waitlist:
+    """The gradients of a table that wait for `apply`, as src/tensorflow/lookups.h keeps them."""
+
+    def __init__(self) -> None:
+        self._all: list[_Waiting] = []
+        self._n_added = 0
+
+    def add(self, lookup: _Lookup, grads: NDArray[np.float32], n_slots: int) -> int:
+        """Add an entry; return its slot, the next of so many."""
+        slot = self._n_added % n_slots
+        self._n_added += 1
+        self._all.append(_Waiting(lookup, grads, slot, False))
+        return slot
+
+    def take(self, scales: NDArray[np.float32]) -> list[tuple[_Waiting, np.float32]]:
+        """Take those whose slots have a scale; return them with their parts of it.
+
+        The others stay, until another entry needs their slot.
+        """
+        is_taken_up = {one.slot for one in self._all if not one.was_passed_over}
+        here = [w for w in self._all if not (w.was_passed_over and w.slot in is_taken_up)]
+        n_in = np.bincount([one.slot for one in here], minlength=len(scales)).astype(np.float32)
+        self._all = [w._replace(was_passed_over=True) for w in here if scales[w.slot] == 0]
+        return [(w, scales[w.slot] / n_in[w.slot]) for w in here if scales[w.slot] != 0]
+
+    def clear(self) -> int:
+        """Forget all; return how many they were."""
+        n, self._all = len(self._all), []
+        return n
+
+    def __len__(self) -> int:
+        return len(self._all)
 
 
 def find(table: "NamedTable", ids: Any) -> Any:
@@ -36,6 +73,7 @@ def find(table: "NamedTable", ids: Any) -> Any:
     def read(keys: NDArray[np.int64]) -> NDArray[np.float32]:
         return _rows(table.table.find(keys.reshape(-1)), keys.shape, table)
 
+    _hold_in_this_process()
     return _shaped(tf.numpy_function(read, [ids], tf.float32, stateful=True), ids.shape, table)
 
 
@@ -55,6 +93,7 @@ def pooled(table: "NamedTable", ids: Any, offsets: Any, weights: Any, mode: Any)
     def read(keys: Any, bounds: Any, factors: Any) -> NDArray[np.float32]:
         return np.asarray(table.table.pooled(keys, bounds, mode, _factors(keys, factors)))
 
+    _hold_in_this_process()
     rows = tf.numpy_function(read, [ids, offsets, weights], tf.float32, stateful=True)
     return _shaped(rows, _bags_shape(offsets), table)
 
@@ -73,19 +112,18 @@ def pooled_lookup(
 
 
 def apply(table: "NamedTable", scale: Any) -> Any:
-    """Train with the gradients that wait, times scale over their number; return the report (4,)."""
+    """Train with the gradients whose slots in `scale` are not 0, times that; return the report."""
 
     def train(step: Any, rate: Any, scale: Any) -> NDArray[np.int64]:
-        waiting, table.waiting = table.waiting, []
-        if not waiting:
+        taken = table.waiting.take(np.reshape(scale, -1))
+        if not taken:
             return np.zeros(4, np.int64)
-        factor = np.float32(scale) / np.float32(len(waiting))
         lr = None if np.isnan(rate) else float(rate)
-        if len(waiting) == 1 and factor == 1.0:
-            (only,) = waiting
+        if len(taken) == 1 and taken[0][1] == 1.0:
+            only = taken[0][0]
             report = table.table.apply_gradients(only.lookup.batch, only.grads, int(step), lr)
         else:
-            parts = [_by_key(each, factor) for each in waiting]
+            parts = [_by_key(waiting, factor) for waiting, factor in taken]
             keys, grads = (np.concatenate(part) for part in zip(*parts, strict=True))
             report = table.table.apply_gradients(keys, grads, int(step), lr)
         return np.array([*report], np.int64)
@@ -99,8 +137,7 @@ def clear(table: "NamedTable") -> Any:
     """Forget the gradients that wait; return of how many lookups they were."""
 
     def forget() -> np.int64:
-        n, table.waiting = len(table.waiting), []
-        return np.int64(n)
+        return np.int64(table.waiting.clear())
 
     return tf.numpy_function(forget, [], tf.int64, stateful=True)
 
@@ -109,6 +146,23 @@ def hits(table: "NamedTable") -> tuple[int, int]:
     """Return (unique keys, found ones) of the training lookups since the last call."""
     found, table.hits = table.hits, (0, 0)
     return found
+
+
+def _hold_in_this_process() -> None:
+    """Make exporting the graph that is being traced an error, in which this resource is named.
+
+    An exported graph knows a Python function by a number, which may be another's where it is
+    loaded, and no export fails by that. Resources that are no part of the model do make it fail.
+    """
+    if not tf.executing_eagerly():
+        tf.identity(_not_exportable())
+
+
+@cache
+def _not_exportable() -> Any:
+    with tf.init_scope(), tf.device("CPU"):
+        name = "embstore_models_without_native_ops_cannot_be_exported"
+        return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[], shared_name=name)
 
 
 def _trained(
@@ -126,15 +180,18 @@ def _trained(
     def rows_of(anchor: Any) -> tuple[Any, Callable[[Any], Any]]:
         kinds = [tf.float32, tf.int64]
         rows, number = tf.numpy_function(read, [*inputs, step], kinds, stateful=True)
-        return _shaped(rows, shape, table), lambda grads: _settle(table, number, grads, step, fused)
+        given = number, step, anchor.shape, fused
+        return _shaped(rows, shape, table), lambda grads: _settle(table, grads, *given)
 
     return rows_of(tf.convert_to_tensor(anchor))
 
 
-def _settle(table: "NamedTable", number: Any, grads: Any, step: Any, fused: bool) -> Any:
+def _settle(
+    table: "NamedTable", grads: Any, number: Any, step: Any, anchor: Any, fused: bool
+) -> Any:
     """Return the anchor's gradient, after those of the rows were left with the table."""
 
-    def settle(number: Any, grads: Any, step: Any, rate: Any) -> np.float32:
+    def settle(number: Any, grads: Any, step: Any, rate: Any) -> NDArray[np.float32]:
         lookup = table.batches.get(int(number))
         if lookup is None:
             raise InternalError(
@@ -145,22 +202,24 @@ def _settle(table: "NamedTable", number: Any, grads: Any, step: Any, fused: bool
                 f"gradients of shape {grads.shape} are not those of rows of dim {table.table.dim}"
             )
         flat = grads.reshape(-1, table.table.dim)
+        settled = np.zeros(anchor, np.float32)
         if fused:
             lr = None if np.isnan(rate) else float(rate)
             table.table.apply_gradients(lookup.batch, flat, int(step), lr)
         elif len(table.waiting) >= MOST_WAITING:
             raise InternalError(f"table {table.key!r}: {MOST_WAITING} gradients wait for Optimizer")
         else:
-            table.waiting.append(_Waiting(lookup, flat.copy()))
-        return np.float32(0 if fused else 1)
+            slot = table.waiting.add(lookup, flat.copy(), settled.size)
+            settled.reshape(-1)[slot] = 1.0
+        return settled
 
     rate = table.rate(step)
     grads = tf.convert_to_tensor(grads)
     settled = tf.numpy_function(settle, [number, grads, step, rate], tf.float32, stateful=True)
     if fused:
         with tf.control_dependencies([settled]):
-            table.clock.advance()
-    return tf.ensure_shape(settled, ())
+            table.clock.go_behind(step)
+    return tf.ensure_shape(settled, anchor)
 
 
 def _keep(table: "NamedTable", lookup: _Lookup) -> np.int64:

@@ -48,9 +48,13 @@ def bags_of(ids: Any, weights: Any, where: str) -> Bags:
         _check_rank(ids, ids.shape.rank == 2, where)
         if isinstance(weights, tf.SparseTensor):
             weights = weights.values
-        flat = as_int64(ids.values, where)
+        flat, in_bag = as_int64(ids.values, where), ids.indices[:, 0]
+        tf.debugging.assert_non_negative(
+            in_bag[1:] - in_bag[:-1],
+            f"{where}: the indices of a SparseTensor must be in order, as tf.sparse.reorder makes",
+        )
         places = tf.range(ids.dense_shape[0] + 1)
-        offsets = tf.searchsorted(ids.indices[:, 0], places, out_type=tf.int64)
+        offsets = tf.searchsorted(in_bag, places, out_type=tf.int64)
         return Bags(flat, offsets, _flat(weights, flat, where))
     _check_rank(ids, ids.shape.rank is None or ids.shape.rank >= 2, where)
     if weights is not None:

@@ -83,6 +83,11 @@ def mask(layer: Any, ids: Any) -> Any:
 def _check_replicas(layer: Any) -> str:
     """Return the name of the layer; raise where tf.distribute would train it apart."""
     where, strategy = type(layer).__name__, tf.distribute.get_strategy()
+    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        raise ArgumentError(
+            f"{where}: a table is one process's, and ParameterServerStrategy trains in others; "
+            f"train in one process, or on many machines by the sharded modules of embstore.torch"
+        )
     if strategy.num_replicas_in_sync > 1:
         raise ArgumentError(
             f"{where}: a table is one process's, and tf.distribute makes "

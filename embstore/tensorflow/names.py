@@ -28,7 +28,7 @@ class NamedTable:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        self.key = free_name(table.name)
+        self.key = free_name(table)
         self.clock = Clock(table)
         self.has_native = has_op() and _is_published(table, self.key)
         self.ops: Any = native if self.has_native else fallback
@@ -37,6 +37,10 @@ class NamedTable:
         self.hits = 0, 0  # unique keys of training lookups, and found ones
         OF_LAYERS[self.key] = self
         _OF_TABLES[id(table)] = self
+        if self.has_native:
+            _PUBLISHED[self.key] = table
+            with tf.init_scope():  # gradients of who had the name before hold that one's memory
+                native.clear(self)
 
     @classmethod
     def of(cls, table: Table) -> "NamedTable":
@@ -121,14 +125,19 @@ def named(key: str) -> NamedTable:
     return known
 
 
-def free_name(name: str) -> str:
-    """Return the name, or with a number behind it if it is taken."""
-    if name in OF_LAYERS and name != UNNAMED:
+def free_name(table: Table) -> str:
+    """Return a table's name, or with a number behind it if another one has it."""
+
+    def is_taken(name: str) -> bool:
+        given = _PUBLISHED.get(name, table), _REGISTERED.get(name, table)
+        return name in OF_LAYERS or given != (table, table)
+
+    if is_taken(table.name) and table.name != UNNAMED:
         gc.collect()  # layers refer to themselves: those of before may only wait for this
-    free, n = name, 1
-    while free in OF_LAYERS or free in _REGISTERED:
+    free, n = table.name, 1
+    while is_taken(free):
         n += 1
-        free = f"{name}#{n}"
+        free = f"{table.name}#{n}"
     return free
 
 
@@ -155,4 +164,5 @@ def _withdraw(table: Table, name: str) -> None:
 
 OF_LAYERS: weakref.WeakValueDictionary[str, NamedTable] = weakref.WeakValueDictionary()
 _OF_TABLES: weakref.WeakValueDictionary[int, NamedTable] = weakref.WeakValueDictionary()
+_PUBLISHED: weakref.WeakValueDictionary[str, Table] = weakref.WeakValueDictionary()
 _REGISTERED: dict[str, Table] = {}

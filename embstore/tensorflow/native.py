@@ -1,8 +1,8 @@
 """Lookups and updates by the native ops (src/tensorflow), and the gradients of the ops.
 
 The gradient of a lookup settles with the table: it waits for `Optimizer`, or trains at once. To the
-anchor, the variable of the layer that makes TensorFlow ask for it, it gives 1 where it waits: what
-scales that on its way to the optimizer scales the table's gradient.
+anchor, the variable of the layer that makes TensorFlow ask for it, it gives a 1 in the slot where
+it waits: so `Optimizer` knows it, and what scales the 1 on its way there scales the gradient.
 """
 
 import re
@@ -68,7 +68,7 @@ def pooled_lookup(
 
 
 def apply(table: "NamedTable", scale: Any) -> Any:
-    """Train with the gradients that wait, times scale over their number; return the report (4,)."""
+    """Train with the gradients whose slots in `scale` are not 0, times that; return the report."""
     step = table.clock.variable.read_value()
     op, rate = load_op().embstore_apply, table.rate(step)
     return _call(op, step, rate, scale, table=table.key, dim=table.table.dim)
@@ -111,10 +111,11 @@ def _settle(op: Any, grads: Any, step: Any) -> Any:
         table=table.key,
         dim=table.table.dim,
         fused=fused,
+        anchor=op.inputs[0].shape,
     )
     if fused:
         with tf.control_dependencies([settled]):
-            table.clock.advance()
+            table.clock.go_behind(step)
     return settled
 
 

@@ -1,13 +1,16 @@
 // Training lookups, from forward to the update: tickets in graphs, gradients that wait, and what was hit.
 //
-// Gradients that wait for an optimizer lie here, an entry for each lookup with its ticket, until EmbstoreApply takes
-// them.
+// Gradients that wait for an optimizer lie here, an entry for each backward pass through a lookup, until EmbstoreApply
+// takes those that are announced to it. An entry is announced by its slot: the place of a 1 in the gradient that the
+// anchor of its layer got. So nobody takes what another thread's step left, or what was left by a backward pass whose
+// gradients for the anchors were thrown away.
 #ifndef EMBSTORE_TENSORFLOW_LOOKUPS_H_
 #define EMBSTORE_TENSORFLOW_LOOKUPS_H_
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -78,6 +81,14 @@ REGISTER_UNARY_VARIANT_UNARY_OP_FUNCTION(tensorflow::ZEROS_LIKE_VARIANT_UNARY_OP
 struct Waiting {
   std::shared_ptr<Lookup> lookup;
   Tensor grads;
+  int64_t slot = 0;
+  bool was_passed_over = false;  // was here when somebody took others
+};
+
+// A lookup's gradients that are taken, and what they are multiplied by.
+struct Taken {
+  Waiting waiting;
+  float factor;
 };
 
 class Waitlist {
@@ -86,26 +97,61 @@ class Waitlist {
     static Waitlist* const one = new Waitlist;
     return *one;
   }
-  Status add(const std::string& name, Waiting waiting) {
+  // Adds an entry whose slot is the next of `n_slots`, and says which that is.
+  Status add(const std::string& name, Waiting waiting, int64_t n_slots, int64_t* slot) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<Waiting>& all = waiting_[name];
+    Queue& queue = queues_[name];
+    std::vector<Waiting>& all = queue.all;
     if (all.size() >= kMostWaiting)
       return absl::FailedPreconditionError(
           "gradients of " + std::to_string(all.size()) + " lookups wait for an optimizer of table '" + name +
           "': apply them by embstore.tensorflow.Optimizer, or make the layer with fused=True");
+    *slot = waiting.slot = static_cast<int64_t>(queue.n_added++ % static_cast<uint64_t>(n_slots));
     all.push_back(std::move(waiting));
     return absl::OkStatus();
   }
-  std::vector<Waiting> take(const std::string& name) {
+  // Takes the entries of `table` whose slots have a scale, which those of one slot share. The others stay, until
+  // another entry needs their slot. What is left of another table that had the name goes to nobody.
+  std::vector<Taken> take(const std::string& name, const es_table* table, const float* scales, int64_t n_slots) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<Waiting>& all = queues_[name].all;
+    std::vector<int64_t> n_new(n_slots, 0), n_in(n_slots, 0);
+    for (const Waiting& one : all) n_new[one.slot % n_slots] += !one.was_passed_over;
+    const auto is_gone = [&](const Waiting& one) {
+      return one.lookup->table.get() != table || (one.was_passed_over && n_new[one.slot % n_slots] > 0);
+    };
+    all.erase(std::remove_if(all.begin(), all.end(), is_gone), all.end());
+    for (const Waiting& one : all) ++n_in[one.slot % n_slots];
+    std::vector<Taken> taken;
+    std::vector<Waiting> others;
+    taken.reserve(all.size());  // before the first one moves, so that none is lost
+    others.reserve(all.size());
+    for (Waiting& one : all) {
+      const int64_t slot = one.slot % n_slots;
+      one.was_passed_over = true;
+      if (scales[slot] == 0.0f)
+        others.push_back(std::move(one));
+      else
+        taken.push_back({std::move(one), scales[slot] / static_cast<float>(n_in[slot])});
+    }
+    all.swap(others);
+    return taken;
+  }
+  // Takes all, and says how many they were.
+  size_t clear(const std::string& name) {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<Waiting> taken;
-    std::swap(taken, waiting_[name]);
-    return taken;
+    std::swap(taken, queues_[name].all);
+    return taken.size();
   }
 
  private:
+  struct Queue {
+    std::vector<Waiting> all;  // in the order in which they came
+    uint64_t n_added = 0;
+  };
   std::mutex mutex_;
-  std::map<std::string, std::vector<Waiting>> waiting_;
+  std::map<std::string, Queue> queues_;
 };
 
 // Unique keys that training lookups of a table found rows for, while somebody wants to know.
@@ -151,9 +197,14 @@ inline int update(const Lookup& lookup, float* grads, int64_t step, double lr, e
 // The gradients of a lookup, key by key; keys that had no row then have no part.
 class ByKey {
  public:
-  explicit ByKey(uint64_t dim) : dim_(dim) {}
+  ByKey(uint64_t dim, uint64_t n) : dim_(dim) {
+    keys_.reserve(n);
+    grads_.reserve(n * dim);
+  }
 
-  int add(const Lookup& lookup, const float* grads, float factor) {
+  int add(const Taken& taken) {
+    const Lookup& lookup = *taken.waiting.lookup;
+    const float *grads = taken.waiting.grads.flat<float>().data(), factor = taken.factor;
     const int64_t* keys = nullptr;
     const uint8_t* key_status = nullptr;
     const uint32_t* inverse = nullptr;
@@ -163,7 +214,7 @@ class ByKey {
       const uint32_t place = inverse[i];
       if (key_status[place] != ES_FOUND && key_status[place] != ES_INSERTED) return;
       keys_.push_back(keys[place]);
-      for (uint64_t column = 0; column < dim_; ++column) grads_.push_back(grad[column] * scale);
+      std::transform(grad, grad + dim_, std::back_inserter(grads_), [scale](float g) { return g * scale; });
     };
     if (!lookup.is_pooled) {
       for (uint64_t i = 0; i < es_ticket_n(lookup.ticket); ++i) add_one(i, grads + i * dim_, factor);

@@ -1,41 +1,56 @@
-// TensorFlow ops over embstore.h: what they take and give, their shapes, and the calls; no algorithm.
+// TensorFlow ops over embstore.h: the calls; no algorithm. What the ops take and give is in signatures.cc.
 //
 // 1. A table is found by its name in every call: whoever loads a graph publishes the tables first.
-// 2. All ops are stateful, so that none is merged, folded or dropped.
-// 3. Who writes holds the table's gate; no op needs Python or its lock.
-#include <algorithm>
+// 2. Who writes holds the table's gate; no op needs Python or its lock.
+// 3. No exception leaves an op: TensorFlow would end the process.
+#include <exception>
 #include <memory>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "lookups.h"
 #include "tables.h"
-#include "tensorflow/core/framework/op.h"
-#include "tensorflow/core/framework/shape_inference.h"
+#include "tensorflow/core/framework/op_kernel.h"
 
 namespace embstore_tensorflow {
 
 using tensorflow::OpKernel;
 using tensorflow::OpKernelConstruction;
 using tensorflow::TensorShape;
-using tensorflow::shape_inference::InferenceContext;
-using tensorflow::shape_inference::ShapeHandle;
 
-// What all ops that name a table hold.
-class TableOp : public OpKernel {
+// An op about the table of a name; memory that is not there is an error of the op.
+class NameOp : public OpKernel {
  public:
-  explicit TableOp(OpKernelConstruction* c) : OpKernel(c) {
-    OP_REQUIRES_OK(c, c->GetAttr("table", &name_));
-    OP_REQUIRES_OK(c, c->GetAttr("dim", &dim_));
+  explicit NameOp(OpKernelConstruction* c) : OpKernel(c) { OP_REQUIRES_OK(c, c->GetAttr("table", &name_)); }
+  void Compute(OpKernelContext* c) final {
+    try {
+      run(c);
+    } catch (const std::bad_alloc&) {
+      c->SetStatus(absl::ResourceExhaustedError("table '" + name_ + "': there is not enough memory"));
+    } catch (const std::exception& error) {
+      c->SetStatus(absl::InternalError("table '" + name_ + "': " + error.what()));
+    }
   }
+
+ protected:
+  virtual void run(OpKernelContext* c) = 0;
+
+  std::string name_;
+};
+
+// What all ops that read or write a table hold.
+class TableOp : public NameOp {
+ public:
+  explicit TableOp(OpKernelConstruction* c) : NameOp(c) { OP_REQUIRES_OK(c, c->GetAttr("dim", &dim_)); }
 
  protected:
   Status get_table(TableRef* table) const { return acquire(name_, dim_, table); }
   Status allocate_rows(OpKernelContext* c, TensorShape shape, float** rows) const {
-    shape.AddDim(dim_);
     Tensor* out = nullptr;
-    const Status status = c->allocate_output(0, shape, &out);
+    Status status = shape.AddDimWithStatus(dim_);
+    if (status.ok()) status = c->allocate_output(0, shape, &out);
     static float nothing = 0.0f;  // the address of no rows: null would mean that none are wanted
     if (status.ok()) *rows = out->NumElements() == 0 ? &nothing : out->flat<float>().data();
     return status;
@@ -53,14 +68,13 @@ class TableOp : public OpKernel {
     return absl::OkStatus();
   }
 
-  std::string name_;
   int64_t dim_ = 0;
 };
 
 class FindOp : public TableOp {
  public:
   using TableOp::TableOp;
-  void Compute(OpKernelContext* c) override {
+  void run(OpKernelContext* c) override {
     const Tensor& ids = c->input(0);
     TableRef table;
     OP_REQUIRES_OK(c, get_table(&table));
@@ -75,7 +89,7 @@ class FindOp : public TableOp {
 class LookupOp : public TableOp {
  public:
   using TableOp::TableOp;
-  void Compute(OpKernelContext* c) override {
+  void run(OpKernelContext* c) override {
     const Tensor& ids = c->input(1);
     int64_t step = 0;
     OP_REQUIRES_OK(c, scalar(c, 2, &step));
@@ -107,7 +121,7 @@ class PooledOp : public TableOp {
     OP_REQUIRES_OK(c, c->GetAttr("mode", &mode));
     mode_ = mode == "sum" ? ES_POOL_SUM : mode == "mean" ? ES_POOL_MEAN : ES_POOL_SQRTN;
   }
-  void Compute(OpKernelContext* c) override {
+  void run(OpKernelContext* c) override {
     constexpr int kIds = kTrains ? 1 : 0;
     const Tensor &ids = c->input(kIds), &offsets = c->input(kIds + 1), &weights = c->input(kIds + 2);
     OP_REQUIRES(c, offsets.NumElements() >= 1, absl::InvalidArgumentError("offsets must have at least one element"));
@@ -158,11 +172,16 @@ class PooledOp : public TableOp {
   Hits& hits_ = Hits::of(name_);
 };
 
-// The gradient of a lookup: kept for EmbstoreApply, which the anchor's gradient 1 announces, or applied at once.
+// The gradient of a lookup: kept for EmbstoreApply, to which a 1 in the anchor's gradient announces it, or applied at
+// once.
 class SettleOp : public TableOp {
  public:
-  explicit SettleOp(OpKernelConstruction* c) : TableOp(c) { OP_REQUIRES_OK(c, c->GetAttr("fused", &fused_)); }
-  void Compute(OpKernelContext* c) override {
+  explicit SettleOp(OpKernelConstruction* c) : TableOp(c) {
+    OP_REQUIRES_OK(c, c->GetAttr("fused", &fused_));
+    OP_REQUIRES_OK(c, c->GetAttr("anchor", &anchor_));
+    OP_REQUIRES(c, anchor_.num_elements() > 0, absl::InvalidArgumentError("an anchor has at least one element"));
+  }
+  void run(OpKernelContext* c) override {
     const Ticket* ticket = c->input(0).scalar<tensorflow::Variant>()().get<Ticket>();
     OP_REQUIRES(c, ticket != nullptr && ticket->lookup != nullptr, absl::InvalidArgumentError("this is no ticket"));
     const Tensor& grads = c->input(1);
@@ -171,6 +190,10 @@ class SettleOp : public TableOp {
     OP_REQUIRES(c, has_width && grads.NumElements() == lookup->n_grads() * dim_,
                 absl::InvalidArgumentError("gradients of shape " + grads.shape().DebugString() + " are not those of " +
                                            std::to_string(lookup->n_grads()) + " rows of dim " + std::to_string(dim_)));
+    Tensor* out = nullptr;
+    OP_REQUIRES_OK(c, c->allocate_output(0, anchor_, &out));
+    auto settled = out->flat<float>();
+    settled.setZero();
     if (fused_) {
       int64_t step = 0;
       OP_REQUIRES_OK(c, scalar(c, 2, &step));
@@ -182,38 +205,38 @@ class SettleOp : public TableOp {
       float* const data = const_cast<float*>(grads.flat<float>().data());
       OP_REQUIRES_OK(c, status_of(update(*lookup, data, step, lr, &report), name_));
     } else {
-      OP_REQUIRES_OK(c, Waitlist::instance().add(name_, {lookup, grads}));
+      int64_t slot = 0;
+      OP_REQUIRES_OK(c, Waitlist::instance().add(name_, {lookup, grads}, anchor_.num_elements(), &slot));
+      settled(slot) = 1.0f;
     }
-    Tensor* out = nullptr;
-    OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({}), &out));
-    out->scalar<float>()() = fused_ ? 0.0f : 1.0f;
   }
 
  private:
   bool fused_ = false;
+  TensorShape anchor_;
 };
 
-// Applies what waits. `scale` is the sum of the anchor's gradients, 1 for each lookup: what scaled it scales them.
+// Applies what waits and is announced. `scale` is the sum of the anchors' gradients, a 1 in the slot of each backward
+// pass through a lookup: what scaled it scales them.
 class ApplyOp : public TableOp {
  public:
   using TableOp::TableOp;
-  void Compute(OpKernelContext* c) override {
+  void run(OpKernelContext* c) override {
     int64_t step = 0;
     OP_REQUIRES_OK(c, scalar(c, 0, &step));
     TableRef table;
     OP_REQUIRES_OK(c, get_table(&table));
     const double lr = rate_of(c->input(1).flat<double>()(0), table.get());
     OP_REQUIRES_OK(c, check_rate(lr, name_));
-    std::vector<Waiting> all = Waitlist::instance().take(name_);
-    // What is left of a table that had the name before, or of rows that a restore replaced, goes to nobody.
-    const auto is_foreign = [&](const Waiting& one) { return one.lookup->table.get() != table.get(); };
-    all.erase(std::remove_if(all.begin(), all.end(), is_foreign), all.end());
-    const float factor = all.empty() ? 1.0f : c->input(2).flat<float>()(0) / static_cast<float>(all.size());
+    const Tensor& scale = c->input(2);
+    OP_REQUIRES(c, scale.NumElements() > 0, absl::InvalidArgumentError("scale has no element"));
+    const std::vector<Taken> all =
+        Waitlist::instance().take(name_, table.get(), scale.flat<float>().data(), scale.NumElements());
     es_apply_report report = {};
     if (!all.empty()) {
       const Gate gate(table.get());
       OP_REQUIRES_OK(c, status_of(gate.status(), name_));
-      OP_REQUIRES_OK(c, status_of(apply(all, table.get(), step, lr, factor, &report), name_));
+      OP_REQUIRES_OK(c, status_of(apply(all, table.get(), step, lr, &report), name_));
     }
     Tensor* out = nullptr;
     OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({4}), &out));
@@ -225,13 +248,16 @@ class ApplyOp : public TableOp {
   }
 
  private:
-  int apply(const std::vector<Waiting>& all, es_table* table, int64_t step, double lr, float factor,
-            es_apply_report* report) const {
-    if (all.size() == 1 && factor == 1.0f)
-      return update(*all[0].lookup, const_cast<float*>(all[0].grads.flat<float>().data()), step, lr, report);
-    ByKey sums(dim_);
-    for (const Waiting& one : all) {
-      const int status = sums.add(*one.lookup, one.grads.flat<float>().data(), factor);
+  int apply(const std::vector<Taken>& all, es_table* table, int64_t step, double lr, es_apply_report* report) const {
+    if (all.size() == 1 && all[0].factor == 1.0f) {
+      const Waiting& only = all[0].waiting;
+      return update(*only.lookup, const_cast<float*>(only.grads.flat<float>().data()), step, lr, report);
+    }
+    uint64_t n = 0;
+    for (const Taken& one : all) n += es_ticket_n(one.waiting.lookup->ticket);
+    ByKey sums(dim_, n);
+    for (const Taken& one : all) {
+      const int status = sums.add(one);
       if (status != ES_OK) return status;
     }
     return sums.apply(table, step, lr, report);
@@ -239,24 +265,21 @@ class ApplyOp : public TableOp {
 };
 
 // Forgets the gradients that wait, and says of how many lookups.
-class ClearOp : public OpKernel {
+class ClearOp : public NameOp {
  public:
-  explicit ClearOp(OpKernelConstruction* c) : OpKernel(c) { OP_REQUIRES_OK(c, c->GetAttr("table", &name_)); }
-  void Compute(OpKernelContext* c) override {
+  using NameOp::NameOp;
+  void run(OpKernelContext* c) override {
     Tensor* out = nullptr;
     OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({}), &out));
-    out->scalar<int64_t>()() = static_cast<int64_t>(Waitlist::instance().take(name_).size());
+    out->scalar<int64_t>()() = static_cast<int64_t>(Waitlist::instance().clear(name_));
   }
-
- private:
-  std::string name_;
 };
 
 // Gives (unique keys, found ones) of the training lookups since the last call, which began to count them.
-class HitsOp : public OpKernel {
+class HitsOp : public NameOp {
  public:
-  explicit HitsOp(OpKernelConstruction* c) : OpKernel(c) { OP_REQUIRES_OK(c, c->GetAttr("table", &name_)); }
-  void Compute(OpKernelContext* c) override {
+  using NameOp::NameOp;
+  void run(OpKernelContext* c) override {
     Hits& hits = Hits::of(name_);
     Tensor* out = nullptr;
     OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({2}), &out));
@@ -264,125 +287,7 @@ class HitsOp : public OpKernel {
     out->flat<int64_t>()(1) = hits.n_found.exchange(0);
     hits.is_wanted = true;
   }
-
- private:
-  std::string name_;
 };
-
-Status rows_shape(InferenceContext* c, int ids) {
-  int64_t dim = 0;
-  ShapeHandle rows;
-  TF_RETURN_IF_ERROR(c->GetAttr("dim", &dim));
-  TF_RETURN_IF_ERROR(c->Concatenate(c->input(ids), c->Vector(dim), &rows));
-  c->set_output(0, rows);
-  return absl::OkStatus();
-}
-
-Status bags_shape(InferenceContext* c, int offsets) {
-  int64_t dim = 0;
-  ShapeHandle bounds;
-  TF_RETURN_IF_ERROR(c->GetAttr("dim", &dim));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(offsets), 1, &bounds));
-  tensorflow::shape_inference::DimensionHandle n;
-  if (c->ValueKnown(c->Dim(bounds, 0)))
-    n = c->MakeDim(c->Value(c->Dim(bounds, 0)) - 1);
-  else
-    n = c->UnknownDim();
-  c->set_output(0, c->Matrix(n, dim));
-  return absl::OkStatus();
-}
-
-Status with_ticket(InferenceContext* c, Status rows) {
-  c->set_output(1, c->Scalar());
-  return rows;
-}
-
-Status scalar_shape(InferenceContext* c) {
-  c->set_output(0, c->Scalar());
-  return absl::OkStatus();
-}
-
-REGISTER_OP("EmbstoreFind")
-    .Input("ids: int64")
-    .Output("rows: float32")
-    .Attr("table: string")
-    .Attr("dim: int >= 1")
-    .SetIsStateful()
-    .SetShapeFn([](InferenceContext* c) { return rows_shape(c, 0); });
-
-REGISTER_OP("EmbstoreLookup")
-    .Input("anchor: float32")
-    .Input("ids: int64")
-    .Input("step: int64")
-    .Output("rows: float32")
-    .Output("ticket: variant")
-    .Attr("table: string")
-    .Attr("dim: int >= 1")
-    .Attr("fused: bool")
-    .SetIsStateful()
-    .SetShapeFn([](InferenceContext* c) { return with_ticket(c, rows_shape(c, 1)); });
-
-REGISTER_OP("EmbstorePooled")
-    .Input("ids: int64")
-    .Input("offsets: int64")
-    .Input("weights: float32")
-    .Output("rows: float32")
-    .Attr("table: string")
-    .Attr("dim: int >= 1")
-    .Attr("mode: {'sum', 'mean', 'sqrtn'}")
-    .SetIsStateful()
-    .SetShapeFn([](InferenceContext* c) { return bags_shape(c, 1); });
-
-REGISTER_OP("EmbstorePooledLookup")
-    .Input("anchor: float32")
-    .Input("ids: int64")
-    .Input("offsets: int64")
-    .Input("weights: float32")
-    .Input("step: int64")
-    .Output("rows: float32")
-    .Output("ticket: variant")
-    .Attr("table: string")
-    .Attr("dim: int >= 1")
-    .Attr("mode: {'sum', 'mean', 'sqrtn'}")
-    .Attr("fused: bool")
-    .SetIsStateful()
-    .SetShapeFn([](InferenceContext* c) { return with_ticket(c, bags_shape(c, 2)); });
-
-REGISTER_OP("EmbstoreSettle")
-    .Input("ticket: variant")
-    .Input("grads: float32")
-    .Input("step: int64")
-    .Input("lr: float64")
-    .Output("settled: float32")
-    .Attr("table: string")
-    .Attr("dim: int >= 1")
-    .Attr("fused: bool")
-    .SetIsStateful()
-    .SetShapeFn(scalar_shape);
-
-REGISTER_OP("EmbstoreApply")
-    .Input("step: int64")
-    .Input("lr: float64")
-    .Input("scale: float32")
-    .Output("counts: int64")
-    .Attr("table: string")
-    .Attr("dim: int >= 1")
-    .SetIsStateful()
-    .SetShapeFn([](InferenceContext* c) {
-      c->set_output(0, c->Vector(4));
-      return absl::OkStatus();
-    });
-
-REGISTER_OP("EmbstoreClear").Output("n_lookups: int64").Attr("table: string").SetIsStateful().SetShapeFn(scalar_shape);
-
-REGISTER_OP("EmbstoreHits")
-    .Output("counts: int64")
-    .Attr("table: string")
-    .SetIsStateful()
-    .SetShapeFn([](InferenceContext* c) {
-      c->set_output(0, c->Vector(2));
-      return absl::OkStatus();
-    });
 
 #define EMBSTORE_KERNEL(op, kernel) REGISTER_KERNEL_BUILDER(Name(op).Device(tensorflow::DEVICE_CPU), kernel)
 EMBSTORE_KERNEL("EmbstoreFind", FindOp);

@@ -214,25 +214,11 @@ def test_wrong_calls_are_refused():
     bag, bare = EmbeddingBag(table_of()), Embedding(dim=2)
     with pytest.raises(es.ArgumentError, match="must be bags"):
         bag(tf.constant([1, 2]))
-    with pytest.raises(es.ArgumentError, match="one for each id, 2, got 3"):
+    with pytest.raises(es.ArgumentError, match=r"one for each id, \(1, 2\), got \(3,\)"):
         bag(tf.constant([[1, 2]]), tf.constant([1.0, 2.0, 3.0]))
     with pytest.raises(es.ArgumentError, match="no optimizer"):
         bare(tf.constant([1]), training=True)
     assert bare(tf.constant([1])).shape == (1, 2)
-
-
-def test_replicas_are_refused():
-    layer = Embedding(table_of())
-    cpus = tf.config.list_logical_devices("CPU")
-    strategy = tf.distribute.MirroredStrategy([cpus[0].name])
-    with strategy.scope():
-        layer(tf.constant([1]))  # of one replica
-    strategy.extended._devices = ("CPU:0",)
-    fake = type("TwoReplicas", (), {"num_replicas_in_sync": 2})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tf.distribute, "get_strategy", fake)
-        with pytest.raises(es.ArgumentError, match="2 replicas"):
-            layer(tf.constant([1]))
 
 
 def test_compiling_with_xla_names_the_op_that_cannot():

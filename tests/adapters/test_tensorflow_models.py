@@ -83,7 +83,7 @@ def test_a_keras_optimizer_alone_is_refused_unless_the_layers_are_fused():
     model.fit(kit.data(), shuffle=False, **QUIET)
     assert len(user.table) == kit.n_users()
     assert user.step == 4
-    assert float(user.anchor.value) == 0.0
+    assert not np.any(user.anchor.value)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +253,20 @@ def test_an_exported_model_predicts_the_same_in_another_process(tmp_path):
     message = served(tmp_path, "bare", keys)
     assert "no table is registered as" in message
     assert "embstore.tensorflow.register(" in message
+
+
+def test_a_model_without_native_ops_is_not_exported(tmp_path):
+    user, tags = kit.layers()
+    for layer in (user, tags):
+        layer.named.ops, layer.named.has_native = fallback, False
+    for layer in (user, tags):
+        ids = keras.Input((3,), dtype="int64")
+        model = keras.Model(ids, layer(ids))
+        assert model.predict(np.ones((2, 3), np.int64), **QUIET).shape[0] == 2
+        for export in (model.export, lambda path, model=model: tf.saved_model.save(model, path)):
+            with pytest.raises(AssertionError, match="without_native_ops_cannot_be_exported"):
+                export(str(tmp_path / "model"))
+    assert not (tmp_path / "model" / "saved_model.pb").exists()
 
 
 def test_parquet_feeds_fit(tmp_path):

@@ -185,7 +185,7 @@ def test_gradients_that_nobody_takes_end_in_an_error():
         layer.anchor.value, tf.constant([1], tf.int64), layer.named.clock.variable,
         table=layer.table_key, dim=2, fused=False,
     )  # fmt: skip
-    given = {"table": layer.table_key, "dim": 2, "fused": False}
+    given = {"table": layer.table_key, "dim": 2, "fused": False, "anchor": []}
     step, lr = tf.constant(0, tf.int64), tf.constant(1.0, tf.float64)
     for _ in range(4096):
         ops.embstore_settle(ticket, tf.ones_like(rows), step, lr, **given)
