@@ -41,12 +41,14 @@ def bags_of(ids: Any, weights: Any, where: str) -> Bags:
     if isinstance(ids, tf.RaggedTensor):
         _check_rank(ids, ids.shape.rank == 2 and ids.ragged_rank == 1, where)
         if isinstance(weights, tf.RaggedTensor):
+            _check_same(weights.row_splits, ids.row_splits, where)
             weights = weights.flat_values
         flat = as_int64(ids.flat_values, where)
         return Bags(flat, tf.cast(ids.row_splits, tf.int64), _flat(weights, flat, where))
     if isinstance(ids, tf.SparseTensor):
         _check_rank(ids, ids.shape.rank == 2, where)
         if isinstance(weights, tf.SparseTensor):
+            _check_same(weights.indices, ids.indices, where)
             weights = weights.values
         flat, in_bag = as_int64(ids.values, where), ids.indices[:, 0]
         tf.debugging.assert_non_negative(
@@ -96,7 +98,18 @@ def _flat(weights: Any, flat: Any, where: str) -> Any:
     n, wanted = weights.shape[0], flat.shape[0]
     if n is not None and wanted is not None and n != wanted:
         raise ArgumentError(f"{where}: weights must be one for each id, {wanted}, got {n}")
+    if n is None or wanted is None:  # no weights at all would mean none to the ops
+        message = f"{where}: weights must be one for each id"
+        tf.debugging.assert_equal(tf.size(weights), tf.size(flat), message)
     return weights
+
+
+def _check_same(places: Any, of_ids: Any, where: str) -> None:
+    """Raise if weights lie elsewhere than the ids, in a graph when it runs."""
+    if places is not of_ids:
+        message = f"{where}: weights must lie where the ids do"
+        tf.debugging.assert_equal(tf.shape(places), tf.shape(of_ids), message)
+        tf.debugging.assert_equal(places, tf.cast(of_ids, places.dtype), message)
 
 
 def _check_rank(ids: Any, is_right: bool, where: str) -> None:

@@ -53,3 +53,20 @@ def test_sparse_ids_out_of_order_are_refused():
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"tf\.sparse\.reorder"):
             call(ids)
     np.testing.assert_array_equal(bag(tf.sparse.reorder(ids)), np.ones((2, 2)))
+
+
+def test_weights_that_lie_elsewhere_than_the_ids_are_refused():
+    bag = EmbeddingBag(dim=2, default_row=1.0)
+    ids = tf.ragged.constant([[1, 2], [3]], dtype=tf.int64)
+    weights = tf.ragged.constant([[1.0], [2.0, 3.0]])
+    for call in (bag, tf.function(bag.__call__)):
+        for given in ((ids, weights), (ids.to_sparse(), weights.to_sparse())):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="lie where the ids do"):
+                call(*given)
+    spec = tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None, None), tf.float32)
+    graph = tf.function(bag.__call__, input_signature=spec)
+    assert graph(tf.constant([[1, 2]], tf.int64), tf.constant([[1.0, 2.0]])).numpy().tolist() == [
+        [1.5, 1.5]
+    ]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one for each id"):
+        graph(tf.constant([[1, 2]], tf.int64), tf.zeros((0, 2)))
