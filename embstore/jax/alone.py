@@ -22,11 +22,20 @@ def alone(*operands: Any) -> Any:
     ArgumentError
         Under jax.vmap, or if several devices compute; under jit where the function is compiled.
     """
-    return _alone.bind(*operands)
+    if is_traced(operands):
+        return _alone.bind(*operands)
+    _check_devices(_devices_of(operands))
+    return operands
+
+
+def is_traced(operands: tuple[Any, ...]) -> bool:
+    """Return whether a call is being traced, as under jit, rather than made at once."""
+    return any(isinstance(operand, jax.core.Tracer) for operand in operands)
 
 
 def _devices_of(operands: tuple[Any, ...]) -> int:
-    return max(len(o.sharding.device_set) for o in operands if isinstance(o, jax.Array))
+    arrays = [o for o in operands if isinstance(o, jax.Array)]
+    return max((len(array.sharding.device_set) for array in arrays), default=1)
 
 
 def _check_devices(n_devices: int) -> None:

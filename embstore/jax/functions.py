@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from embstore import ArgumentError, EmbstoreError, Table, errors
 from embstore._adapters import check_padding, step_behind
-from embstore.jax.alone import alone
+from embstore.jax import fallback
+from embstore.jax.alone import alone, is_traced
 from embstore.jax.inputs import (
     INTEGERS,
     Bags,
@@ -24,6 +26,7 @@ from embstore.jax.inputs import (
 from embstore.jax.names import NamedTable
 
 Mode = Literal["sum", "mean", "sqrtn"]
+NO_LINK = np.zeros((), np.int64)
 NATIVE_ERROR = re.compile(r"\[embstore (\d+)\] (.*)", re.DOTALL)
 ERRORS: dict[int, type[EmbstoreError]] = {
     1: errors.ArgumentError,
@@ -76,7 +79,7 @@ def find(table: Table, ids: Any, *, padding_id: int | None = None, after: Any = 
     named, keys = NamedTable.of(table, "find"), keys_of(ids, "find")
     padding_id, link = check_padding(padding_id, "find", INTEGERS), _link(after)
     if padding_id is None:
-        return _run(lambda *given: named.ops.find(named, *given), keys, link)
+        return _run(lambda *given: _reads(named, given).find(named, *given), keys, link)
     return _read_bags(named, bags_of_one(keys, padding_id), link).astype(table.dtype)
 
 
@@ -233,7 +236,7 @@ def update_and_zero(
             f"Table(dim=..., optimizer=embstore.Adagrad(lr=0.05))"
         )
     given = ticket_of(ticket, where), grads_of(grads, table.dim, where), now
-    rate = named.rate(now, lr, where, _is_traced(given))
+    rate = named.rate(now, lr, where, is_traced(given))
     next_step, zero = _run(lambda *given: named.ops.update(named, *given), *given, rate)
     return next_step, zero
 
@@ -248,13 +251,20 @@ def first_step(table: Table) -> Any:
 
 
 def _link(after: Any) -> Any:
-    after = jnp.zeros((), jnp.int64) if after is None else jnp.asarray(after)
-    return jax.lax.stop_gradient(after)
+    if after is None:
+        return NO_LINK
+    return jax.lax.stop_gradient(after) if isinstance(after, jax.core.Tracer) else after
+
+
+def _reads(named: NamedTable, given: tuple[Any, ...]) -> Any:
+    """Return the ops that read: outside of jit a call of Python, which costs less than JAX's."""
+    return named.ops if is_traced(given) else fallback
 
 
 def _read_bags(named: NamedTable, bags: Bags, link: Any) -> Any:
     def read(ids: Any, offsets: Any, weights: Any, link: Any) -> Any:
-        return named.ops.pooled(named, bags.of(ids, offsets, weights), link)
+        given = ids, offsets, weights, link
+        return _reads(named, given).pooled(named, bags.of(ids, offsets, weights), link)
 
     return _run(read, *bags.arrays, link)
 
@@ -271,13 +281,9 @@ def _run(call: Callable[..., Any], *operands: Any) -> Any:
     """Run a call; outside of jit it is waited for, and its errors are embstore's."""
     try:
         results = call(*alone(*operands))
-        return results if _is_traced(operands) else jax.block_until_ready(results)
+        return results if is_traced(operands) else jax.block_until_ready(results)
     except jax.errors.JaxRuntimeError as error:
         native = NATIVE_ERROR.search(str(error))
         if native is not None:
             raise ERRORS[int(native[1])](native[2].strip()) from None
         raise
-
-
-def _is_traced(operands: tuple[Any, ...]) -> bool:
-    return any(isinstance(operand, jax.core.Tracer) for operand in operands)

@@ -55,7 +55,7 @@ def keys_of(ids: Any, where: str) -> Any:
         ids = np.asarray(ids)
         ids = ids if ids.size else ids.astype(np.int64)  # numpy makes floats of []
     if ids.dtype == jnp.int64:
-        return jnp.asarray(ids)
+        return ids
     if ids.dtype == jnp.uint64:
         return jax.lax.bitcast_convert_type(jnp.asarray(ids), jnp.int64)
     if ids.dtype in WIDENED:
@@ -75,7 +75,7 @@ def step_of(step: Any, where: str) -> Any:
             f"{where}: step must be an int or an integer scalar, got {given.dtype} of shape "
             f"{given.shape}"
         )
-    return jnp.asarray(given).astype(jnp.int64)
+    return given if given.dtype == jnp.int64 else given.astype(jnp.int64)
 
 
 def ticket_of(ticket: Any, where: str) -> Any:
@@ -128,14 +128,14 @@ def bags_of(
             raise ArgumentError(
                 f"{where}: weights must be one for each id, {keys.shape}, got {weights.shape}"
             )
-    factors = jnp.zeros(0, jnp.float32) if weights is None else weights
+    factors = np.zeros(0, np.float32) if weights is None else weights
     padding_id = check_padding(padding_id, where, INTEGERS)
     if offsets is None:
         if keys.ndim < 2:
             raise ArgumentError(
                 f"{where}: ids must be (..., length), or (n,) with offsets; got {keys.shape}"
             )
-        none = jnp.zeros(0, jnp.int64)
+        none = np.zeros(0, np.int64)
         shape = keys.shape[:-1]
         return Bags(keys, none, factors, mode, keys.shape[-1], padding_id, shape)
     bounds = keys_of(offsets, f"{where}: offsets")
@@ -149,5 +149,5 @@ def bags_of(
 
 def bags_of_one(keys: Any, padding_id: int) -> Bags:
     """Return a bag for each id: where one of them fills up, the bag is empty, and its row 0."""
-    offsets, weights = jnp.zeros(0, jnp.int64), jnp.zeros(0, jnp.float32)
+    offsets, weights = np.zeros(0, np.int64), np.zeros(0, np.float32)
     return Bags(keys, offsets, weights, "sum", 1, padding_id, keys.shape)

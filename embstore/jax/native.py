@@ -1,5 +1,6 @@
 """Lookups and updates by the native ops (src/jax)."""
 
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from embstore import FTRL
+from embstore.jax.alone import is_traced
 from embstore.jax.inputs import MODES, Bags
 
 if TYPE_CHECKING:
@@ -17,7 +19,8 @@ NUMBER = jax.ShapeDtypeStruct((), np.int64)
 
 def find(table: "NamedTable", ids: Any, after: Any) -> Any:
     """Return the rows (*shape, dim) of ids in the table's dtype; the table is not changed."""
-    return _call("find", rows_of(table, ids.shape), ids, after, table=table.key)
+    results = rows_of(table, ids.shape)
+    return _call("find", results, ids, after, reads=True, table=table.key)
 
 
 def lookup(table: "NamedTable", ids: Any, step: Any, after: Any) -> Any:
@@ -28,7 +31,8 @@ def lookup(table: "NamedTable", ids: Any, step: Any, after: Any) -> Any:
 
 def pooled(table: "NamedTable", bags: Bags, after: Any) -> Any:
     """Return the pooled rows (*bags, dim) float32; the table is not changed."""
-    return _call("pooled", sums_of(table, bags), *bags.arrays, after, **_layout(table, bags))
+    results, given = sums_of(table, bags), (*bags.arrays, after)
+    return _call("pooled", results, *given, reads=True, **_layout(table, bags))
 
 
 def pooled_lookup(table: "NamedTable", bags: Bags, step: Any, after: Any) -> Any:
@@ -65,6 +69,16 @@ def _layout(table: "NamedTable", bags: Bags) -> dict[str, Any]:
     }
 
 
-def _call(name: str, results: Any, *operands: Any, **attributes: Any) -> Any:
-    call = jax.ffi.ffi_call(f"embstore_{name}", results, has_side_effect=True)
+def _call(name: str, results: Any, *operands: Any, reads: bool = False, **attributes: Any) -> Any:
+    """Call an op. Those that only read may be merged or left out, and jit calls them faster."""
+    if not is_traced(operands):
+        return _compiled(name, results, tuple(attributes.items()), reads)(*operands)
+    call = jax.ffi.ffi_call(f"embstore_{name}", results, has_side_effect=not reads)
     return call(*operands, **attributes)
+
+
+@lru_cache(maxsize=256)
+def _compiled(name: str, results: Any, attributes: Any, reads: bool) -> Any:
+    """Return a call that is made at once, compiled, as JAX would do by a longer way each time."""
+    call = jax.ffi.ffi_call(f"embstore_{name}", results, has_side_effect=not reads)
+    return jax.jit(partial(call, **dict(attributes)))

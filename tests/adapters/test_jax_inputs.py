@@ -164,7 +164,8 @@ def test_a_closed_table_is_refused():
     table.close()
     with pytest.raises(es.ClosedTableError, match="is closed"):
         find(table, [1])
-    with pytest.raises(jax.errors.JaxRuntimeError, match="has been closed"):
+    # Of what only reads, JAX makes ValueErrors from the second call on.
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="has been closed"):
         jax.block_until_ready(read(jnp.array([1])))
 
 
