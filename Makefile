@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-core test-emulator test-adapters test-installs test-gpu has-driver lint format bench bench-gpu bench-peers bench-accounting bench-distances sanitize torture wheel clean help
+.PHONY: demo test test-core test-emulator test-adapters test-installs test-gpu has-driver lint format bench bench-gpu bench-peers bench-frameworks bench-accounting bench-distances sanitize torture wheel clean help
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -62,6 +62,10 @@ bench-gpu: has-driver $(VENV)/.extra-cuda$(CUDA) $(VENV)/.built  ## the CUDA eng
 bench-peers: $(VENV)/.extra-bench $(VENV)/.built  ## build the environments of TFRA, FBGEMM and TorchRec (5 GB), and measure beside them
 	$(BIN)/python -m bench.peers
 	$(BIN)/python -m bench peers torch $(ARGS)
+
+bench-frameworks: $(VENV)/.extra-bench $(VENV)/.extra-adapters $(VENV)/.built  ## the adapters of TensorFlow, JAX and Keras beside each one's own layers; builds TFRA's environment (2 GB)
+	$(BIN)/python -m bench.peers tfra
+	$(BIN)/python -m bench frameworks $(ARGS)
 
 bench-accounting: $(VENV)/.extra-bench $(VENV)/.built  ## what keeping freq and step costs: a second build without it, in turn with ours
 	CXXFLAGS="$(CXXFLAGS) -DEMB_BENCH_NO_ACCOUNTING" $(BIN)/python setup.py --quiet build --build-lib build/without-accounting

@@ -27,6 +27,7 @@ CONCEPTS = (
     "distances",
     "peers",
     "torch",
+    "frameworks",
     "scaling",
 )
 

@@ -70,8 +70,11 @@ def step_of(table, lr):
     return step
 
 
-def contender(kind, axes, n_batches, seed, lr):
-    """Return a function of the turn: a "find", an "insert" of new keys, or a training "step"."""
+def contender(kind, axes, n_batches, seed, lr, n_calls=1):
+    """Return a function of the turn that does `n_calls` calls, each of another batch.
+
+    Kinds are "find" and "find in a graph", an "insert" of new keys, and a training "step".
+    """
     n_rows, dim, batch = axes["n_rows"], axes["dim"], axes["batch"]
     if kind == "insert":
         table, rows = new_table(n_batches * batch, dim), tf.fill((batch, dim), 0.01)
@@ -80,10 +83,18 @@ def contender(kind, axes, n_batches, seed, lr):
         return lambda turn: table.upsert(parts[turn % len(parts)], rows)
     table = table_of(n_rows, dim, seed)
     parts = [tf.constant(keys) for keys in draw_batches(axes, n_batches, seed).keys]
-    if kind == "find":
-        return lambda turn: table.lookup(parts[turn % len(parts)])
-    step, grads = step_of(table, lr), tf.random.normal((batch, dim), stddev=0.01)
-    return lambda turn: step(parts[turn % len(parts)], grads)
+    once = table.lookup
+    if kind == "find in a graph":
+        once = tf.function(table.lookup)
+    elif kind == "step":
+        step, grads = step_of(table, lr), tf.random.normal((batch, dim), stddev=0.01)
+        once = lambda keys: step(keys, grads)  # noqa: E731
+
+    def call(turn):
+        for i in range(turn * n_calls, (turn + 1) * n_calls):
+            once(parts[i % len(parts)])
+
+    return call
 
 
 def learned(values, batches, grads, lr):

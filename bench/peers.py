@@ -1,6 +1,6 @@
 """Peers: engines of others, each in a virtual environment of its own under build/peers.
 
-`python -m bench.peers` makes the environments and says which of them work. A peer's module is
+`python -m bench.peers [NAMES...]` makes the environments and says which work. A peer's module is
 imported in its environment alone, by a `Worker`, and sees neither embstore nor our packages.
 """
 
@@ -98,13 +98,17 @@ def make(peer):
     return why
 
 
-def main():
-    """Make all environments; a peer that does not work is told, not raised."""
-    for peer in (*PEERS, TORCHREC):
-        why = make(peer)
+def main(names=()):
+    """Make all environments, or those of `names`; a peer that does not work is told, not raised."""
+    known = {peer.name: peer for peer in (*PEERS, TORCHREC)}
+    if unknown := sorted(set(names) - set(known)):
+        print(f"there are no peers {unknown}; known are {[*known]}", file=sys.stderr)
+        return 2
+    for name in names or known:
+        peer, why = known[name], make(known[name])
         print(f"{peer.title}: {'NOT AVAILABLE: ' + why if why else 'ready'}", flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

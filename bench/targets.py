@@ -98,6 +98,20 @@ MODULE_COST = {
         "forward in eval",
     )
 }
+TF_OP_US = {  # by whether it is in a graph
+    False: at_most("TensorFlow, find op over tf.gather", 60.0, batch=64),
+    True: at_most("TensorFlow, find op over tf.gather, in a tf.function", 60.0, batch=64),
+}
+STEP_TFRA = {  # by whether ours is fused
+    False: at_least("TensorFlow, training step against TFRA", 8.0, batch=16_384),
+    True: at_least("TensorFlow, training step, fused, against TFRA", 8.0, batch=16_384),
+}
+JAX_FORWARD_US = {  # by kind and contender
+    ("jit", "embstore find"): at_most("JAX, find under jit", 100.0, batch=64),
+    ("jit", "embstore lookup"): at_most("JAX, lookup under jit", 100.0, batch=64),
+    ("eager", "embstore find"): at_most("JAX, find", 100.0, batch=64),
+    ("eager", "embstore lookup"): at_most("JAX, lookup", 100.0, batch=64),
+}
 
 
 @dataclass(frozen=True)
@@ -140,4 +154,7 @@ ROWS = (
     Row(EXPORT_TAKE, "scan"),
     Row(FIND_BESIDE_EVICTION, "scan"),
     *(Row(target, "torch", "torch") for target in (*DLRM_BEST.values(), *MODULE_COST.values())),
+    *(Row(target, "frameworks", unit="us") for target in TF_OP_US.values()),
+    *(Row(target, "frameworks", "tfra") for target in STEP_TFRA.values()),
+    *(Row(target, "frameworks", unit="us") for target in JAX_FORWARD_US.values()),
 )
