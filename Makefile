@@ -23,7 +23,7 @@ demo: $(VENV)/.extra-cli $(VENV)/.built  ## make a click log, train on it, evict
 
 test: test-emulator test-adapters test-core  ## all tests but the torture
 
-test-core: $(VENV)/.extra-test $(VENV)/.built  ## the contract on both engines, the policies and the tools (9 minutes)
+test-core: $(VENV)/.extra-test $(VENV)/.built  ## the contract on both engines, the policies and the tools (6 minutes)
 	$(PYTEST) -m "not torture" --ignore=tests/emulator --ignore=tests/adapters
 
 test-emulator: $(VENV)/.extra-test $(VENV)/.built  ## the GPU engine on the CPU emulator

@@ -5,9 +5,10 @@ or "cuda:N" is a card: `make test-gpu`. "emulated" runs the tests marked `card` 
 to see whether they themselves are right.
 """
 
-import gc
 import os
 from contextlib import contextmanager
+
+import garbage
 
 from embstore.engines.cuda import status
 
@@ -36,11 +37,11 @@ def emulated():
 
     device, before = EmulatedDevice(), status.PROVIDER
     status.PROVIDER = lambda name: device
-    try:
-        yield device
-    finally:
-        status.PROVIDER = before
-    gc.collect()
+    with garbage.of_its_own():
+        try:
+            yield device
+        finally:
+            status.PROVIDER = before
     device.allocations.release()
     assert device.violations == []
 
@@ -50,11 +51,11 @@ def card():
     """Let ``device="cuda"`` be the card that is asked for; raise what its work has left."""
     device, before = status.open_device(asked_for()), status.PROVIDER
     status.PROVIDER = lambda name: device
-    try:
-        yield device
-    finally:
-        status.PROVIDER = before
-    gc.collect()
+    with garbage.of_its_own():
+        try:
+            yield device
+        finally:
+            status.PROVIDER = before
     with device.current():
         device.runtime.deviceSynchronize()
         device.cupy.get_default_memory_pool().free_all_blocks()

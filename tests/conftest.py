@@ -5,6 +5,7 @@ from pathlib import Path
 
 import card_kit
 import fault_table
+import garbage
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -54,6 +55,13 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("promises")
         for line in lines:
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="module")
+def own_garbage():
+    """Let a collection look at what the tests of a module have made: benchmarks often collect."""
+    with garbage.of_its_own():
+        yield
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from bench import compare, harness, keys, machine, results, stats, targets  # no
 from bench.report import aligned, case_lines, closing_lines, figure_lines, shown_ns  # noqa: E402
 from bench.stats import Target  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("own_garbage")
+
 AXES = {"n_rows": 1000, "dim": 4, "batch": 8, "distribution": "uniform", "hit_rate": 1.0}
 
 

@@ -27,6 +27,8 @@ from bench.gpu.session import SCALES, Lane, Session  # noqa: E402
 from bench.report import closing_lines  # noqa: E402
 from embstore.engines.cuda import status, storage  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("own_garbage")
+
 CASES = {
     *("copy", "random lines", "random line and row", "find", "find_or_insert", "pooled"),
     *("find kernels in a graph", "find in a graph", "training step in a graph"),

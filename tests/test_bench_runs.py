@@ -33,6 +33,8 @@ from bench import (
     workspace,
 )
 
+pytestmark = pytest.mark.usefixtures("own_garbage")
+
 
 def names_of(result):
     return {contender.name for contender in result.contenders}

@@ -1,8 +1,11 @@
 """The benchmark of scans runs, and its contenders do the work that they say."""
 
 import numpy as np
+import pytest
 
 from bench import bench_scan
+
+pytestmark = pytest.mark.usefixtures("own_garbage")
 
 
 def test_scans_run_and_every_find_is_counted():

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -279,16 +280,20 @@ def nvrtc():
 
 
 def nvcc_resources(arch, sources, folder):
-    """What each kernel takes, by nvcc."""
-    found = {}
-    for unit in sources.units():
+    """What each kernel takes, by nvcc, which takes one core a unit."""
+
+    def compile_unit(unit):
         command = [
             *("nvcc", "-cubin", f"-arch=sm_{arch}", "-std=c++17", "--fmad=false", "-Xptxas", "-v"),
-            *("-I", str(sources.include), "-o", str(folder / "x.cubin"), str(unit)),
+            *("-I", str(sources.include), "-o", str(folder / f"{unit.stem}.cubin"), str(unit)),
         ]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        found |= kernels.resources_in(done.stderr)
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    found = {}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for done in pool.map(compile_unit, sources.units()):
+            assert done.returncode == 0, done.stderr
+            found |= kernels.resources_in(done.stderr)
     return found
 
 

@@ -357,10 +357,10 @@ def test_the_order_is_that_of_files(make_table):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_beside_a_training_thread(threads, make_table):
+def test_beside_a_training_thread(threads, make_table, size):
     """Rows whose values and slots tell one number: a torn one would tell two."""
     table = build(make_table, dim=16, optimizer=es.Adagrad(lr=0.0), admission=None)
-    keys = np.arange(20_000, dtype=np.int64) * 977
+    keys = np.arange(size(20_000), dtype=np.int64) * 977
     es.set_num_threads(threads)
     stop = threading.Event()
 
@@ -377,7 +377,7 @@ def test_beside_a_training_thread(threads, make_table):
         for _ in range(20):
             reading = Reading(table, log_bytes=4 << 20)
             while not reading.is_done():
-                reading.read(1000)
+                reading.read(size(320))
             _, values, slots, freq, _ = reading.found()["rows"]
             told = np.unique(np.concatenate([values.ravel(), slots.ravel(), freq]))
             assert len(told) == 1

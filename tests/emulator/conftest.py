@@ -1,7 +1,6 @@
 """The emulated device that tables of the tests live on, and memory in which all of it grows."""
 
-import gc
-
+import garbage
 import pytest
 from emulator.streams import LazyDevice
 
@@ -11,8 +10,8 @@ from embstore.engines.cuda import chunks, evict, order, snapshot, status, storag
 @pytest.fixture
 def device(emulated_device):
     """The emulated device, which must have seen nothing wrong at the end."""
-    yield emulated_device
-    gc.collect()
+    with garbage.of_its_own():
+        yield emulated_device
     emulated_device.allocations.release()
     assert emulated_device.violations == []
 
@@ -38,8 +37,8 @@ def card(request, monkeypatch):
     """A device whose streams run in an order of their own."""
     device = LazyDevice(order=request.param)
     monkeypatch.setattr(status, "PROVIDER", lambda name: device)
-    yield device
-    gc.collect()
+    with garbage.of_its_own():
+        yield device
     device.finish()
     device.allocations.release()
     assert device.violations == []
