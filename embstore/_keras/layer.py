@@ -19,6 +19,7 @@ import numpy as np
 
 from embstore import ArgumentError, ArgumentTypeError, EmbstoreWarning, Table
 from embstore._adapters import check_padding, table_of
+from embstore._keras.shared import SharedTable
 
 Mode = Literal["sum", "mean", "sqrtn"]
 MODES = ("sum", "mean", "sqrtn")
@@ -54,23 +55,6 @@ class Named(Protocol):
     @property
     def clock(self) -> Clock:
         """The step that it is trained at."""
-
-
-@keras.saving.register_keras_serializable("embstore")
-class SharedTable:
-    """A table in the configs of layers: its parameters, shared again by those that shared it."""
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the parameters of the table."""
-        return {"table": self.table.config()}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "SharedTable":
-        """Return a new table of these parameters, on the CPU."""
-        return cls(Table.from_config(config["table"]))
 
 
 class Guard(keras.constraints.Constraint):
@@ -150,6 +134,19 @@ def wait_for(anchor: Any) -> None:
         value.block_until_ready()
 
 
+def outermost_of_call(layer: Any) -> Any:
+    """Return the outermost layer of a call that a layer is in: the model, where there is one.
+
+    On JAX fit shows it while it builds the model, and not while it trains.
+    """
+    try:  # Keras has no public name for it
+        outermost = layer._get_call_context().entry_layer
+        layer._maybe_reset_call_context()  # to ask begins a call where there is none
+    except AttributeError:
+        return None
+    return outermost
+
+
 class TableLayer(keras.layers.Layer):
     """A layer whose rows live in a table.
 
@@ -220,14 +217,44 @@ class TableLayer(keras.layers.Layer):
         if self.compute_dtype == "float16":
             raise ArgumentError(
                 f"{where}: mixed_float16 scales the loss, and skips steps, which a table does not "
-                f"see; use mixed_bfloat16, or dtype='float32' for this layer"
+                f"see; use mixed_bfloat16"
+            )
+        if not keras.backend.is_float_dtype(self.compute_dtype):
+            raise ArgumentError(
+                f"{where}: dtype is that of the rows which the layer gives, a float; got "
+                f"{self.compute_dtype} (that of ids stands in keras.Input)"
+            )
+
+    def _check_loss(self) -> None:
+        """Raise if the optimizer of the model that is called scales the loss."""
+        optimizer = getattr(outermost_of_call(self), "optimizer", None)
+        factor = getattr(optimizer, "loss_scale_factor", None)
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or factor not in (None, 1):
+            raise ArgumentError(
+                f"{type(self).__name__}: {type(optimizer).__name__} scales the loss, and with it "
+                f"the gradients of table {self.named.table.name!r}, which nobody scales back: "
+                f"compile without loss_scale_factor, and under mixed_float16 with "
+                f"auto_scale_loss=False"
+            )
+
+    def _check_ids(self, ids: Any) -> None:
+        """Raise for floats; the lookups refuse what else is no id."""
+        dtype = getattr(ids, "dtype", None)
+        if dtype is not None and keras.backend.is_float_dtype(dtype):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}: ids must be integers (int64, or int32 and uint64), got "
+                f"{keras.backend.standardize_dtype(dtype)} of shape {ids.shape}; models cast what "
+                f"has no keras.Input(..., dtype='int64')"
             )
 
     def _is_training(self, training: Any) -> bool:
         """Return whether a lookup trains; raise where this layer cannot work."""
         if self._saved is not None:
             self._check_rows_came()
-        if not training or not self.trainable:
+        if not self.trainable:
+            return False
+        self._check_loss()
+        if not training:
             return False
         if self.named.table.optimizer is None:
             raise ArgumentError(
@@ -280,12 +307,12 @@ class TableLayer(keras.layers.Layer):
     def _check_rows_came(self) -> None:
         """Raise if weights were loaded without rows, and the table does not have them."""
         saved, here = self._saved, (len(self.table), self.table.step)
-        if saved != here:
+        if saved is not None and saved != here:
             raise ArgumentError(
                 f"{type(self).__name__}: the weights that were loaded are of table "
-                f"{self.table.name!r} with {saved[0] if saved else 0} rows, and bring none of them "
-                f"(it has {here[0]}): save whole models as .keras, or restore the table by "
-                f"layer.table.restore(checkpoint)"
+                f"{self.table.name!r} with {saved[0]} rows at step {saved[1]}, and bring none of "
+                f"them (it has {here[0]}, at step {here[1]}): save whole models as .keras, or "
+                f"restore the table by layer.table.restore(checkpoint)"
             )
         self._saved = None
         self.named.clock.set_behind(self.named.table)
@@ -306,6 +333,7 @@ class RowsLayer(TableLayer):
 
     def call(self, ids: Any, training: Any = False) -> Any:
         """Return the rows of ids, in the form of the ids."""
+        self._check_ids(ids)
         return self.lookups.rows(self, ids, self._is_training(training))
 
     def compute_mask(self, ids: Any, mask: Any = None) -> Any:
@@ -316,9 +344,13 @@ class RowsLayer(TableLayer):
             return keras.ops.not_equal(ids, self.padding_id)
         return self.lookups.mask(self, ids)
 
+    def compute_output_shape(self, shape: Any) -> tuple[Any, ...]:
+        """Return the shape of the rows, for layers around this one, as TimeDistributed."""
+        return (*shape, self.embedding_dim)
+
     def compute_output_spec(self, ids: Any, training: Any = False) -> Any:
         """Return the shape and dtype of the rows, for models that are being built."""
-        shape = (*ids.shape, self.embedding_dim)
+        shape = self.compute_output_shape(ids.shape)
         is_ragged = bool(getattr(ids, "ragged", False) or getattr(ids, "sparse", False))
         form = {"ragged": True} if is_ragged else {}
         return keras.KerasTensor(shape, dtype=self.compute_dtype, **form)
@@ -343,11 +375,16 @@ class BagsLayer(TableLayer):
 
     def call(self, ids: Any, weights: Any = None, training: Any = False) -> Any:
         """Return the pooled rows, (n_bags, dim) or (..., dim)."""
+        self._check_ids(ids)
         return self.lookups.bags(self, ids, weights, self._is_training(training))
+
+    def compute_output_shape(self, shape: Any, weights_shape: Any = None) -> tuple[Any, ...]:
+        """Return the shape of the pooled rows, for layers around this one, as TimeDistributed."""
+        return (*shape[:-1], self.embedding_dim)
 
     def compute_output_spec(self, ids: Any, weights: Any = None, training: Any = False) -> Any:
         """Return the shape and dtype of the rows, for models that are being built."""
-        return keras.KerasTensor((*ids.shape[:-1], self.embedding_dim), dtype=self.compute_dtype)
+        return keras.KerasTensor(self.compute_output_shape(ids.shape), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Return what makes the layer again, the parameters of its table among it."""

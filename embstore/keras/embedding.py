@@ -5,7 +5,8 @@ from typing import Any
 import keras
 
 from embstore import Table
-from embstore._keras.layer import RowsLayer, SharedTable
+from embstore._keras.layer import RowsLayer
+from embstore._keras.shared import SharedTable
 from embstore.keras.backend import lookups_of_backend
 
 

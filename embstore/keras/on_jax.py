@@ -20,7 +20,7 @@ class Clock:
     """The step of a table: a variable of Keras, since compiled functions carry all state."""
 
     def __init__(self, table: Table) -> None:
-        behind = step_behind(table)
+        behind, self._of = step_behind(table), table.name  # of whom errors speak
         self.variable = keras.Variable(
             lambda shape, dtype: keras.ops.full(shape, behind, dtype),
             shape=(),
@@ -33,12 +33,16 @@ class Clock:
     @property
     def is_lost(self) -> bool:
         """Whether Keras took the variable for a run of fit that did not end."""
-        return getattr(self.variable, "_value", None) is None
+        try:
+            value_of(self.variable, self._of)
+        except ArgumentError:
+            return True
+        return False
 
     @property
     def now(self) -> int:
         """The step of the next training lookup."""
-        return int(self.variable.value)
+        return int(value_of(self.variable, self._of))
 
     def set(self, now: int) -> None:
         """Set the step."""
@@ -55,12 +59,25 @@ class Clock:
 
         Lookups that are traced into one function are of one step.
         """
-        now, (last, next_step) = self.variable.value, self._last
+        now, (last, next_step) = value_of(self.variable, self._of), self._last
         if isinstance(now, jax.core.Tracer) and now is next_step:
             return last
         self.variable.assign(now + 1)
         self._last = (now, self.variable.value)
+        if not isinstance(now, jax.core.Tracer):
+            self._check_nothing_leaked(now)
         return now
+
+    def _check_nothing_leaked(self, before: Any) -> None:
+        """Raise if a function under jit, which carries no variables, would leave a tracer here."""
+        with keras.StatelessScope():  # without the values of scopes around it
+            is_leaked = not self.is_lost and isinstance(self.variable.value, jax.core.Tracer)
+        if is_leaked:
+            self.variable.assign(before)
+            raise ArgumentError(
+                f"table {self._of!r}: a training lookup moves the step, a variable of Keras, which "
+                f"a function under jit has to carry: call model.stateless_call within it"
+            )
 
 
 class Named:
@@ -90,27 +107,37 @@ def state_of(named: Named) -> list[Any]:
     return [named.clock.variable]
 
 
+def value_of(variable: Any, table: str) -> Any:
+    """Return the value of a variable that layers of a table have; raise if Keras took it."""
+    try:
+        return variable.value
+    except (TypeError, AttributeError):  # it is empty, and Keras asks an initializer that is None
+        raise ArgumentError(
+            f"Keras has the variables of the layers of table {table!r}: within fit and predict, "
+            f"until tables_of(model) is called; after an error in them for good, so that the model "
+            f"has to be loaded, or made again of layers like Embedding(layer.table)"
+        ) from None
+
+
 def rows(layer: Any, ids: Any, is_training: bool) -> Any:
     """Return the rows (*shape, dim) of ids."""
-    named, anchor, padding_id = layer.named, layer.anchor.value, layer.padding_id
+    named, anchor = layer.named, value_of(layer.anchor, layer.named.key)
+    asked = {"padding_id": layer.padding_id}
     if is_training:
-        step = named.clock.at_lookup()
-        found = embed(named.table, ids, anchor, step, padding_id=padding_id)
+        found = embed(named.table, ids, anchor, named.clock.at_lookup(), **asked)
     else:
-        found = _read(
-            layer, lambda after: find(named.table, ids, padding_id=padding_id, after=after)
-        )
+        found = _read(layer, anchor, lambda after: find(named.table, ids, after=after, **asked))
     return found.astype(layer.compute_dtype)
 
 
 def bags(layer: Any, ids: Any, weights: Any, is_training: bool) -> Any:
     """Return the pooled rows (..., dim) of bags along the last axis."""
-    named, anchor = layer.named, layer.anchor.value
+    named, anchor = layer.named, value_of(layer.anchor, layer.named.key)
     asked = {"weights": weights, "mode": layer.mode, "padding_id": layer.padding_id}
     if is_training:
         found = embed_bags(named.table, ids, anchor, named.clock.at_lookup(), **asked)
     else:
-        found = _read(layer, lambda after: pooled(named.table, ids, after=after, **asked))
+        found = _read(layer, anchor, lambda after: pooled(named.table, ids, after=after, **asked))
     return found.astype(layer.compute_dtype)
 
 
@@ -119,7 +146,7 @@ def mask(layer: Any, ids: Any) -> Any:
     return keys_of(ids, type(layer).__name__) != layer.padding_id
 
 
-def _read(layer: Any, look: Callable[[Any], Any]) -> Any:
+def _read(layer: Any, anchor: Any, look: Callable[[Any], Any]) -> Any:
     """Return what a lookup reads; tell where a model is trained through it, which trains no table.
 
     On the other backends Keras tells of a variable that has no gradient.
@@ -139,7 +166,7 @@ def _read(layer: Any, look: Callable[[Any], Any]) -> Any:
         return look(anchor), anchor
 
     found.defvjp(forward, lambda anchor, grads: (anchor * 0,))
-    return found(layer.anchor.value)
+    return found(anchor)
 
 
 _NAMED: weakref.WeakValueDictionary[int, Named] = weakref.WeakValueDictionary()

@@ -60,8 +60,8 @@ class _Anchored(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
-        """Return the rows."""
-        return rows.view_as(rows)
+        """Return the rows, as what layers behind this one may change in place."""
+        return rows.detach()
 
     @staticmethod
     @once_differentiable

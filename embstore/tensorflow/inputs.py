@@ -29,10 +29,9 @@ def as_int64(ids: Any, where: str) -> Any:
         return tf.bitcast(ids, tf.int64)
     if ids.dtype in WIDENED:
         return tf.cast(ids, tf.int64)
-    hint = "; models cast what has no keras.Input(..., dtype='int64')" if _is_float(ids) else ""
     raise ArgumentTypeError(
         f"{where}: ids must be an integer tensor (int64, or int32 and uint64), got "
-        f"{ids.dtype.name} of shape {ids.shape}{hint}"
+        f"{ids.dtype.name} of shape {ids.shape}"
     )
 
 
@@ -85,10 +84,6 @@ def without_padding(bags: Bags, padding_id: int) -> Bags:
 def bags_of_one(flat: Any) -> Bags:
     """Return a bag for each id: where one of them fills up, its bag gets empty, and its row 0."""
     return Bags(flat, tf.range(tf.size(flat, out_type=tf.int64) + 1), None)
-
-
-def _is_float(ids: Any) -> bool:
-    return bool(ids.dtype.is_floating)
 
 
 def _flat(weights: Any, flat: Any, where: str) -> Any:

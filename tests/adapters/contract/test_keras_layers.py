@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 IDS = np.array([7, -5, 2**62, 7, 0, 8])
 ONES = np.ones((6, 1), np.float32)
+REFUSED = (es.ArgumentError, RuntimeError)  # by Keras 3.10, where it cannot build a model
 FIT = {"batch_size": 2, "shuffle": False, "verbose": 0}
 
 
@@ -152,7 +153,7 @@ def test_weights_without_their_rows_are_refused(tmp_path):
     empty = layer_of()
     other = model_of(empty)
     other.load_weights(tmp_path / "some.weights.h5")
-    with pytest.raises(es.ArgumentError, match="bring none of them"):
+    with pytest.raises(es.ArgumentError, match=r"5 rows at step 2, and bring none of them \(it"):
         empty(keras.ops.convert_to_tensor(IDS))
     empty.table.restore(tmp_path / "table")
     np.testing.assert_array_equal(other.predict(IDS, verbose=0), model.predict(IDS, verbose=0))
@@ -219,8 +220,12 @@ def test_a_full_table_and_a_bad_gradient_raise_and_the_table_goes_on():
 
 
 def test_bad_input_is_refused_in_one_clear_line():
-    with pytest.raises(TypeError, match=r"int64.*got.*float32"):
-        model_of(layer_of()).layers[1](keras.ops.convert_to_tensor(np.float32([1.5])))
+    floats = keras.ops.convert_to_tensor(np.float32([[1.5]]))
+    for kind in (Embedding, EmbeddingBag):
+        with pytest.raises(TypeError, match=r"int64.*got float32.*keras\.Input"):
+            layer_of(kind=kind)(floats)
+    with pytest.raises(es.ArgumentError, match="a float; got int64"):
+        layer_of(dtype="int64")
     with pytest.raises(es.ArgumentError, match=r"\(\.\.\., length\)"):
         layer_of(kind=EmbeddingBag)(keras.ops.convert_to_tensor(IDS))
     bag = layer_of(kind=EmbeddingBag)
@@ -235,6 +240,88 @@ def test_bad_input_is_refused_in_one_clear_line():
         layer.step = -1
     layer.step = 9
     assert layer.step == 9
+
+
+@pytest.mark.parametrize("is_dynamic", [False, True])
+def test_a_scaled_loss_is_refused_before_a_row_is_trained(is_dynamic):
+    layer, inner = layer_of(), keras.optimizers.SGD(0.1, loss_scale_factor=8.0)
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    model = model_of(layer, optimizer=scaled if is_dynamic else inner)
+    for train in (model.fit, model.train_on_batch):
+        with pytest.raises(REFUSED, match=r"scales the loss.*'table'"):
+            train(IDS, ONES)
+    assert len(layer.table) == 0
+    model.compile(optimizer="sgd", loss="mse")
+    model.fit(IDS, ONES, **FIT)
+    assert len(layer.table) == 5
+
+
+def test_to_ask_for_the_model_of_a_call_leaves_no_call_open():
+    layer = layer_of()
+    layer.call(keras.ops.convert_to_tensor(IDS))
+    model = model_of(layer_of(), optimizer=keras.optimizers.SGD(0.1, loss_scale_factor=8.0))
+    with pytest.raises(REFUSED, match="scales the loss"):
+        model.train_on_batch(IDS, ONES)
+
+
+def test_layers_around_and_behind_are_free_in_what_they_do():
+    class Halved(keras.layers.Layer):
+        def call(self, rows):
+            rows *= 0.5  # in place on PyTorch
+            return rows
+
+    layer = layer_of(kind=EmbeddingBag, mode="sum")
+    ids = keras.Input((3, 2), dtype="int64")
+    halved = Halved()(keras.layers.TimeDistributed(layer)(ids))
+    model = keras.Model(ids, keras.layers.Flatten()(halved))
+    model.compile(optimizer="sgd", loss=lambda y, rows: keras.ops.sum(rows, -1))
+    assert halved.shape == (None, 3, 2)
+    model.train_on_batch(np.array([[[1, 2], [3, 4], [5, 1]]]), np.zeros((1, 6), np.float32))
+    np.testing.assert_allclose(rows_of(layer, [1, 2, 5]), [[0.5] * 2, [0.75] * 2, [0.75] * 2])
+
+
+def test_callbacks_read_the_step_or_are_told_how():
+    layer, steps = layer_of(), []
+    model = model_of(layer)
+
+    def note(batch, logs):
+        if BACKEND == "jax":
+            with pytest.raises(es.ArgumentError, match=r"until tables_of\(model\) is called"):
+                _ = layer.step
+        tables_of(model)
+        steps.append((layer.step, len(layer.table)))
+
+    noting = keras.callbacks.LambdaCallback(on_train_batch_end=note)
+    model.fit(IDS, ONES, callbacks=[noting], **FIT)
+    assert steps == [(1, 2), (2, 3), (3, 5)]
+
+
+def test_a_layer_that_lost_its_variables_says_so_and_its_table_goes_on():
+    layer = layer_of()
+    model = model_of(layer)
+    model.fit(IDS, ONES, **FIT)
+    before = rows_of(layer, IDS)
+    with pytest.raises(Exception, match=r"finite"):
+        model.fit(IDS[:2], ONES[:2] * np.nan, **FIT)
+    if BACKEND == "jax":
+        for ask in (lambda: layer.step, lambda: layer(IDS), lambda: layer(IDS, training=True)):
+            with pytest.raises(es.ArgumentError, match="Keras has the variables of the layers"):
+                ask()
+    again = Embedding(layer.table)
+    assert again.step >= 3
+    np.testing.assert_array_equal(np.asarray(again(keras.ops.convert_to_tensor(IDS))), before)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX has functions that carry no variables")
+def test_a_step_that_a_function_under_jit_would_lose_is_refused():
+    layer = layer_of()
+    model = model_of(layer)
+    with pytest.raises(es.ArgumentError, match="stateless_call"):
+        jax.jit(lambda ids: model(ids, training=True))(IDS)
+    assert (len(layer.table), layer.step) == (0, 0)
+    assert jax.jit(model)(IDS).shape == (6, 1)
+    model.fit(IDS, ONES, **FIT)
+    assert layer.step == 3
 
 
 def test_another_backend_is_refused(monkeypatch):
