@@ -11,9 +11,8 @@ import keras
 import numpy as np
 
 import embstore as es
-from bench import framework
-from bench.framework import ADAGRAD, Space, Way
-from bench.workspace import LEARNING_RATE
+from bench import framework, keras_parts
+from bench.framework import Space, Way
 
 OURS = "embstore Embedding"
 es.set_num_threads(1)
@@ -43,10 +42,7 @@ class KerasSpace(Space):
             from embstore.keras import Embedding
 
             return Embedding(self.table)
-        layer = keras.layers.Embedding(self.setup.n_rows, self.setup.dim)
-        layer.build()
-        layer.set_weights([self.values()])
-        return layer
+        return keras_parts.embedding(self)
 
     def rows(self, layer):
         """Return all rows of a layer by row id."""
@@ -61,12 +57,7 @@ class KerasSpace(Space):
     def way(self, kind, name):
         layer, dense = self.layer(name), keras.layers.Dense(1, kernel_initializer="ones")
         model = keras.Sequential([keras.Input((), dtype="int64"), layer, dense])
-        adagrad = keras.optimizers.Adagrad(
-            LEARNING_RATE,
-            initial_accumulator_value=ADAGRAD["initial_accumulator"],
-            epsilon=ADAGRAD["eps"],
-        )
-        model.compile(optimizer=adagrad, loss="mse")
+        model.compile(optimizer=keras_parts.adagrad(), loss="mse")
         labels = np.linspace(-1, 1, self.axes["batch"], dtype=np.float32)[:, None]
         return Way(lambda ids: model.train_on_batch(ids, labels), lambda: self.rows(layer))
 

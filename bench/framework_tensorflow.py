@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import embstore as es
-from bench import framework
+from bench import framework, keras_parts
 from bench.framework import ADAGRAD, Space, Way
 from bench.workspace import LEARNING_RATE
 from embstore.tensorflow import Embedding, Optimizer
@@ -34,10 +34,7 @@ class TensorFlowSpace(Space):
 
     @cached_property
     def keras_layer(self):
-        layer = keras.layers.Embedding(self.setup.n_rows, self.setup.dim)
-        layer.build()
-        layer.set_weights([self.values()])
-        return layer
+        return keras_parts.embedding(self)
 
     def tensor(self, ids):
         return tf.constant(ids)
@@ -95,13 +92,8 @@ def layer_step(space, layer, optimizer):
 
 
 def keras_step(space):
-    adagrad = keras.optimizers.Adagrad(
-        LEARNING_RATE,
-        initial_accumulator_value=ADAGRAD["initial_accumulator"],
-        epsilon=ADAGRAD["eps"],
-    )
     layer = space.keras_layer
-    return Way(layer_step(space, layer, adagrad), lambda: layer.get_weights()[0])
+    return Way(layer_step(space, layer, keras_parts.adagrad()), lambda: layer.get_weights()[0])
 
 
 def raw_step(space):

@@ -1,11 +1,26 @@
 """What the adapters of all frameworks check alike."""
 
+import math
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, cast
 
-from embstore import ArgumentError, ArgumentTypeError, Table
+from embstore import ArgumentError, ArgumentTypeError, EmbstoreError, Table, errors
+
+Mode = Literal["sum", "mean", "sqrtn"]
+MODES = ("sum", "mean", "sqrtn")  # by their numbers in the C ABI
+
+ERROR_OF_STATUS: dict[int, type[EmbstoreError]] = {  # of the C ABI, as native ops give it
+    1: errors.ArgumentError,
+    2: errors.OutOfMemoryError,
+    3: errors.CapacityError,
+    4: errors.NonFiniteError,
+    6: errors.TicketError,
+    7: errors.ForkError,
+    8: errors.InternalError,
+    10: errors.ArgumentError,
+}
 
 
 def check_padding(padding_id: Any, where: str, kinds: tuple[Any, ...] = (int,)) -> int | None:
@@ -44,6 +59,29 @@ def table_of(table: Table | None, parameters: dict[str, Any], where: str, size: 
             f"ids, so that there is no {size}: {where}(dim=16, optimizer=...)"
         )
     return table
+
+
+def check_mode(mode: Any, where: str) -> Mode:
+    """Return a mode of pooling that tables have."""
+    if mode not in MODES:
+        error = ArgumentError if isinstance(mode, str) else ArgumentTypeError
+        raise error(f"{where}: mode must be one of {list(MODES)}, got {mode!r}")
+    return cast(Mode, mode)
+
+
+def check_step(step: Any) -> int:
+    """Return a step that a clock can be set to."""
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
+        raise ArgumentError(f"the step must be an int from 0 to 2**63 - 1, got {step!r}")
+    return step
+
+
+def rate_at(table: Table, step: int) -> float:
+    """Return the learning rate of a table at a step; NaN where it has none."""
+    lr = table.lr
+    if lr is None:
+        return math.nan
+    return float(lr(step) if callable(lr) else lr)
 
 
 def step_behind(table: Table) -> int:

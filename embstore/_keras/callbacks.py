@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from embstore import ArgumentError, ArgumentTypeError, Store
-from embstore._keras.layer import named_tables_of, tables_of
+from embstore._keras.layer import settled_tables_of, tables_of
 
 
 class EvictEvery(keras.callbacks.Callback):
@@ -36,8 +36,7 @@ class EvictEvery(keras.callbacks.Callback):
         self._n_seen += 1
         if self._n_seen % self.n_steps:
             return
-        tables_of(self.model)  # after the updates
-        for named in named_tables_of(self.model):
+        for named in settled_tables_of(self.model):
             if named.table.has_eviction_policy:
                 self.n_evicted += named.table.evict(step=named.clock.now).n_evicted
 

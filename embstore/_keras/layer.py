@@ -12,17 +12,15 @@ A subclass names by `lookups` a module of its framework, which looks up:
 
 import os
 import warnings
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 from embstore import ArgumentError, ArgumentTypeError, EmbstoreWarning, Table
-from embstore._adapters import check_padding, table_of
+from embstore._adapters import Mode, check_mode, check_padding, step_behind, table_of
 from embstore._keras.shared import SharedTable
 
-Mode = Literal["sum", "mean", "sqrtn"]
-MODES = ("sum", "mean", "sqrtn")
 N_SLOTS = 16  # of backward passes whose gradients may wait for an optimizer, and be told apart
 OF_LAYER = ("name", "dtype", "trainable")
 
@@ -36,9 +34,6 @@ class Clock(Protocol):
 
     def set(self, now: int) -> None:
         """Set the step."""
-
-    def set_behind(self, table: Table) -> None:
-        """Set the step to the one behind a table's last."""
 
 
 class Named(Protocol):
@@ -119,12 +114,17 @@ def tables_of(model: Any) -> list[Table]:
     >>> [table.name for table in tables_of(keras.Sequential([page, keras.layers.Dense(1)]))]
     ['page']
     """
+    return [named.table for named in settled_tables_of(model)]
+
+
+def settled_tables_of(model: Any) -> list[Any]:
+    """Return the tables as `named_tables_of`, after the updates that were begun."""
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit, the trainer has the values of the variables
     for variable in model.variables:
         if guard_of(variable) is not None:
             wait_for(variable)
-    return [named.table for named in named_tables_of(model)]
+    return named_tables_of(model)
 
 
 def wait_for(anchor: Any) -> None:
@@ -171,7 +171,7 @@ class TableLayer(keras.layers.Layer):
             parameters["name"] = of_layer["name"]
         if isinstance(table, SharedTable):
             table = table.table
-        self.named = self.lookups.name_of(table_of(table, parameters, where, "input_dim"))
+        self.named: Named = self.lookups.name_of(table_of(table, parameters, where, "input_dim"))
         self.padding_id = check_padding(padding_id, where)
         self.fused = bool(fused)
         self.embedding_dim = self.named.table.dim
@@ -190,20 +190,17 @@ class TableLayer(keras.layers.Layer):
     def table(self) -> Table:
         """The table that holds the rows."""
         wait_for(self.anchor)
-        table: Table = self.named.table
-        return table
+        return self.named.table
 
     @property
     def table_key(self) -> str:
         """The name of the table in graphs, for `register` where an exported model is loaded."""
-        key: str = self.named.key
-        return key
+        return self.named.key
 
     @property
     def step(self) -> int:
         """The step of the next training lookup; set it to go on from another."""
-        now: int = self.named.clock.now
-        return now
+        return self.named.clock.now
 
     @step.setter
     def step(self, step: int) -> None:
@@ -249,8 +246,7 @@ class TableLayer(keras.layers.Layer):
 
     def _is_training(self, training: Any) -> bool:
         """Return whether a lookup trains; raise where this layer cannot work."""
-        if self._saved is not None:
-            self._check_rows_came()
+        self._check_rows_came()
         if not self.trainable:
             return False
         self._check_loss()
@@ -301,35 +297,34 @@ class TableLayer(keras.layers.Layer):
     def load_assets(self, dir_path: str) -> None:
         """Restore the table, in place, from the checkpoint inside of the .keras file."""
         self.table.restore(os.path.join(dir_path, "table"))
-        self.named.clock.set_behind(self.named.table)
-        self._saved = None
+        self._go_on_behind()
 
     def _check_rows_came(self) -> None:
         """Raise if weights were loaded without rows, and the table does not have them."""
+        if self._saved is None:
+            return
         saved, here = self._saved, (len(self.table), self.table.step)
-        if saved is not None and saved != here:
+        if saved != here:
             raise ArgumentError(
                 f"{type(self).__name__}: the weights that were loaded are of table "
                 f"{self.table.name!r} with {saved[0]} rows at step {saved[1]}, and bring none of "
                 f"them (it has {here[0]}, at step {here[1]}): save whole models as .keras, or "
                 f"restore the table by layer.table.restore(checkpoint)"
             )
+        self._go_on_behind()
+
+    def _go_on_behind(self) -> None:
+        """Go on at the step behind the table's last, with the rows that it has."""
         self._saved = None
-        self.named.clock.set_behind(self.named.table)
+        self.named.clock.set(step_behind(self.named.table))
 
 
 class RowsLayer(TableLayer):
     """Ids of any shape to rows."""
 
-    def __init__(
-        self,
-        table: Table | SharedTable | None,
-        padding_id: int | None,
-        fused: bool,
-        parameters: dict[str, Any],
-    ) -> None:
-        super().__init__(table, padding_id, fused, parameters)
-        self.supports_masking = padding_id is not None
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.supports_masking = self.padding_id is not None
 
     def call(self, ids: Any, training: Any = False) -> Any:
         """Return the rows of ids, in the form of the ids."""
@@ -367,9 +362,7 @@ class BagsLayer(TableLayer):
         fused: bool,
         parameters: dict[str, Any],
     ) -> None:
-        if mode not in MODES:
-            error = ArgumentError if isinstance(mode, str) else ArgumentTypeError
-            raise error(f"{type(self).__name__}: mode must be one of {[*MODES]}, got {mode!r}")
+        mode = check_mode(mode, type(self).__name__)
         super().__init__(table, padding_id, fused, parameters)
         self.mode = mode
 

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from types import ModuleType
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -10,8 +10,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def build(build_op: Callable[[], str], options: argparse.Namespace) -> int:
-    """Compile the ops, unless they are there, and print where they lie."""
+def build(adapter: ModuleType, options: argparse.Namespace) -> int:
+    """Compile the ops of an adapter, unless they are there, and print where they lie."""
+    try:
+        build_op = adapter.build_op
+    except ImportError as error:
+        raise FileNotFoundError(str(error)) from None
     path = build_op()
     print(json.dumps({"library": path}) if options.json else path)
     return 0

@@ -2,6 +2,7 @@
 
 import argparse
 
+from embstore import tensorflow
 from embstore.cli._build_op import add_options, build
 
 __all__ = ["add_options", "run"]
@@ -9,8 +10,4 @@ __all__ = ["add_options", "run"]
 
 def run(options: argparse.Namespace) -> int:
     """Compile the ops, unless they are there, and print where they lie."""
-    try:
-        from embstore.tensorflow import build_op
-    except ImportError as error:
-        raise FileNotFoundError(str(error)) from None
-    return build(build_op, options)
+    return build(tensorflow, options)

@@ -24,8 +24,7 @@ def alone(*operands: Any) -> Any:
     """
     if is_traced(operands):
         return _alone.bind(*operands)
-    _check_devices(_devices_of(operands))
-    return operands
+    return _given(*operands)
 
 
 def is_traced(operands: tuple[Any, ...]) -> bool:

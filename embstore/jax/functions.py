@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from embstore import ArgumentError, EmbstoreError, Table, errors
-from embstore._adapters import check_padding, step_behind
+from embstore import ArgumentError, Table
+from embstore._adapters import ERROR_OF_STATUS, Mode, check_padding, step_behind
 from embstore.jax import fallback
 from embstore.jax.alone import alone, is_traced
 from embstore.jax.inputs import (
@@ -25,19 +25,8 @@ from embstore.jax.inputs import (
 )
 from embstore.jax.names import NamedTable
 
-Mode = Literal["sum", "mean", "sqrtn"]
 NO_LINK = np.zeros((), np.int64)
 NATIVE_ERROR = re.compile(r"\[embstore (\d+)\] (.*)", re.DOTALL)
-ERRORS: dict[int, type[EmbstoreError]] = {
-    1: errors.ArgumentError,
-    2: errors.OutOfMemoryError,
-    3: errors.CapacityError,
-    4: errors.NonFiniteError,
-    6: errors.TicketError,
-    7: errors.ForkError,
-    8: errors.InternalError,
-    10: errors.ArgumentError,
-}
 
 
 def find(table: Table, ids: Any, *, padding_id: int | None = None, after: Any = None) -> Any:
@@ -285,5 +274,5 @@ def _run(call: Callable[..., Any], *operands: Any) -> Any:
     except jax.errors.JaxRuntimeError as error:
         native = NATIVE_ERROR.search(str(error))
         if native is not None:
-            raise ERRORS[int(native[1])](native[2].strip()) from None
+            raise ERROR_OF_STATUS[int(native[1])](native[2].strip()) from None
         raise

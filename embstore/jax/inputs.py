@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from embstore import ArgumentError, ArgumentTypeError
-from embstore._adapters import check_padding
+from embstore._adapters import check_mode, check_padding
 
-MODES = {"sum": 0, "mean": 1, "sqrtn": 2}
 INTEGERS = (int, np.integer)  # that a padding id may be
 WIDENED = (jnp.int32, jnp.uint32)
 
@@ -119,9 +118,7 @@ def bags_of(
 ) -> Bags:
     """Return the bags of ids: by offsets, or along the last axis."""
     keys = keys_of(ids, where)
-    if mode not in MODES:
-        error = ArgumentError if isinstance(mode, str) else ArgumentTypeError
-        raise error(f"{where}: mode must be one of {[*MODES]}, got {mode!r}")
+    mode = check_mode(mode, where)
     if weights is not None:
         weights = jax.lax.stop_gradient(jnp.asarray(weights, jnp.float32))
         if weights.shape != keys.shape:

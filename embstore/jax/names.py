@@ -26,6 +26,7 @@ from embstore import (
     ForkError,
     Table,
 )
+from embstore._adapters import rate_at
 from embstore.jax import fallback, native
 from embstore.jax.inputs import rate_of
 from embstore.jax.op_library import has_op, load_op
@@ -73,13 +74,15 @@ class NamedTable:
 
     def rate(self, step: Any, lr: Any, where: str, is_traced: bool) -> Any:
         """Return (1,) float64, the learning rate of an update, or (0,): the table's by then."""
-        if lr is None and not callable(self.table.lr):
-            return jnp.zeros(0, jnp.float64)
-        if lr is None and is_traced:
+        if lr is not None:
+            given = rate_of(lr, where)
+        elif not callable(self.table.lr):
+            return np.zeros(0, np.float64)
+        elif is_traced:
             key, shape = self.key, jax.ShapeDtypeStruct((), jnp.float64)
-            given = jax.pure_callback(lambda now: _rate_at(key, int(now)), shape, step)
+            given = jax.pure_callback(lambda now: _rate_at(key, now), shape, step)
         else:
-            given = _rate_at(self.key, int(step)) if lr is None else rate_of(lr, where)
+            given = rate_at(self.table, int(step))
         optimizer = self.table.optimizer
         if optimizer is not None and isinstance(given, float):
             given = optimizer.check_lr(given, where)
@@ -94,10 +97,8 @@ def named(key: str) -> NamedTable:
     return known
 
 
-def _rate_at(key: str, step: int) -> Any:
-    """Return the rate at a step of a table that had a schedule; NaN where it has none by now."""
-    lr = named(key).table.lr
-    return np.float64(np.nan if lr is None else lr(step) if callable(lr) else lr)
+def _rate_at(key: str, step: Any) -> Any:
+    return np.float64(rate_at(named(key).table, int(step)))
 
 
 def _free_names(name: str) -> Any:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from embstore import FTRL
+from embstore._adapters import MODES
 from embstore.jax.alone import is_traced
-from embstore.jax.inputs import MODES, Bags
+from embstore.jax.inputs import Bags
 
 if TYPE_CHECKING:
     from embstore.jax.names import NamedTable
@@ -62,7 +63,7 @@ def sums_of(table: "NamedTable", bags: Bags) -> Any:
 def _layout(table: "NamedTable", bags: Bags) -> dict[str, Any]:
     return {
         "table": table.key,
-        "mode": np.int64(MODES[bags.mode]),
+        "mode": np.int64(MODES.index(bags.mode)),
         "length": np.int64(bags.length),
         "has_padding": bags.padding_id is not None,
         "padding_id": np.int64(bags.padding_id or 0),

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from embstore import ArgumentError, ArgumentTypeError, Table
-from embstore.jax.functions import Mode, lookup, pooled, update_and_zero
+from embstore._adapters import Mode
+from embstore.jax.functions import lookup, pooled, update_and_zero
 
 
 def embed(table: Table, ids: Any, anchor: Any, step: Any, *, padding_id: int | None = None) -> Any:

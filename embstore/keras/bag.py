@@ -5,7 +5,8 @@ from typing import Any
 import keras
 
 from embstore import Table
-from embstore._keras.layer import BagsLayer, Mode
+from embstore._adapters import Mode
+from embstore._keras.layer import BagsLayer
 from embstore._keras.shared import SharedTable
 from embstore.keras.backend import lookups_of_backend
 

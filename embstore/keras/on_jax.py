@@ -9,7 +9,7 @@ import jax
 import keras
 
 from embstore import ArgumentError, EmbstoreWarning, Table
-from embstore._adapters import step_behind
+from embstore._adapters import check_step, step_behind
 from embstore.jax import embed, embed_bags, find, pooled
 from embstore.jax.inputs import check_x64, keys_of
 
@@ -46,13 +46,7 @@ class Clock:
 
     def set(self, now: int) -> None:
         """Set the step."""
-        if isinstance(now, bool) or not isinstance(now, int) or not 0 <= now < 2**63:
-            raise ArgumentError(f"the step must be an int from 0 to 2**63 - 1, got {now!r}")
-        self.variable.assign(now)
-
-    def set_behind(self, table: Table) -> None:
-        """Set the step to the one behind a table's last."""
-        self.set(step_behind(table))
+        self.variable.assign(check_step(now))
 
     def at_lookup(self) -> Any:
         """Return the step of a training lookup, and move the clock to the next.
@@ -97,7 +91,7 @@ def check(where: str) -> None:
 def name_of(table: Table) -> Named:
     """Return what a table has had or gets now."""
     known = _NAMED.get(id(table))
-    if known is None or known.table is not table or known.clock.is_lost:
+    if known is None or known.clock.is_lost:
         known = _NAMED[id(table)] = Named(table)
     return known
 
@@ -169,4 +163,5 @@ def _read(layer: Any, anchor: Any, look: Callable[[Any], Any]) -> Any:
     return found(anchor)
 
 
+# By id, which is nobody else's: a Named holds its table.
 _NAMED: weakref.WeakValueDictionary[int, Named] = weakref.WeakValueDictionary()

@@ -8,7 +8,6 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from embstore import ArgumentError, Table
-from embstore._adapters import step_behind
 from embstore.torch import Embedding, EmbeddingBag, TableParameter
 
 SUPPORTS_JIT = False
@@ -28,10 +27,6 @@ class Clock:
     def set(self, now: int) -> None:
         """Set the step."""
         self._parameter.clock.set(now)
-
-    def set_behind(self, table: Table) -> None:
-        """Set the step to the one behind a table's last."""
-        self.set(step_behind(table))
 
 
 class Named:
@@ -77,7 +72,7 @@ def check(where: str) -> None:
 def name_of(table: Table) -> Named:
     """Return what a table has had or gets now."""
     known = _NAMED.get(id(table))
-    if known is None or known.table is not table:
+    if known is None:
         known = _NAMED[id(table)] = Named(table)
     return known
 
@@ -125,4 +120,5 @@ def _as_output(layer: Any, rows: torch.Tensor, is_training: bool) -> torch.Tenso
     return rows.to(getattr(torch, layer.compute_dtype))
 
 
+# By id, which is nobody else's: a Named holds its table.
 _NAMED: weakref.WeakValueDictionary[int, Named] = weakref.WeakValueDictionary()

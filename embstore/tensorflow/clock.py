@@ -4,8 +4,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from embstore import ArgumentError, Table
-from embstore._adapters import step_behind
+from embstore import Table
+from embstore._adapters import check_step, step_behind
 
 
 class Clock:
@@ -28,13 +28,7 @@ class Clock:
 
     def set(self, now: int) -> None:
         """Set the step."""
-        if isinstance(now, bool) or not isinstance(now, int) or not 0 <= now < 2**63:
-            raise ArgumentError(f"the step must be an int from 0 to 2**63 - 1, got {now!r}")
-        self.variable.assign(now)
-
-    def set_behind(self, table: Table) -> None:
-        """Set the step to the one behind a table's last."""
-        self.variable.assign(step_behind(table))
+        self.variable.assign(check_step(now))
 
     def advance(self) -> Any:
         """Go to the next step, in a graph or at once."""

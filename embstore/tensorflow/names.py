@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from embstore import ArgumentError, ArgumentTypeError, DeviceError, EmbstoreWarning, Table
+from embstore._adapters import rate_at
 from embstore.tensorflow import fallback, native
 from embstore.tensorflow.clock import Clock
 from embstore.tensorflow.op_library import has_op
@@ -56,10 +57,7 @@ class NamedTable:
         return tf.numpy_function(self._rate_now, [step], tf.float64, stateful=True)
 
     def _rate_now(self, step: Any) -> Any:
-        lr = self.table.lr
-        if lr is None:
-            return np.float64(np.nan)
-        return np.float64(lr(int(step)) if callable(lr) else lr)
+        return np.float64(rate_at(self.table, int(step)))
 
 
 def register(name: str, table: Table | None) -> None:

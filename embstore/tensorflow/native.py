@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from embstore import (
-    ArgumentError,
-    CapacityError,
-    EmbstoreError,
-    ForkError,
-    InternalError,
-    NonFiniteError,
-    OutOfMemoryError,
-    TicketError,
-)
+from embstore._adapters import ERROR_OF_STATUS
 from embstore.tensorflow.op_library import load_op
 
 if TYPE_CHECKING:
@@ -28,16 +19,6 @@ if TYPE_CHECKING:
 
 STATUS_PAYLOAD = b"embstore.status"
 DECORATION = re.compile(r"^\{\{.*?\}\} | \[Op:\w+\].*$", re.DOTALL)  # what TensorFlow adds
-ERRORS: dict[int, type[EmbstoreError]] = {
-    1: ArgumentError,
-    2: OutOfMemoryError,
-    3: CapacityError,
-    4: NonFiniteError,
-    6: TicketError,
-    7: ForkError,
-    8: InternalError,
-    10: ArgumentError,
-}
 
 
 def find(table: "NamedTable", ids: Any) -> Any:
@@ -93,7 +74,7 @@ def _call(op: Callable[..., Any], *inputs: Any, **attributes: Any) -> Any:
         status = error.experimental_payloads.get(STATUS_PAYLOAD)
         if status is None:
             raise
-        raise ERRORS[int(status)](DECORATION.sub("", error.message)) from None
+        raise ERROR_OF_STATUS[int(status)](DECORATION.sub("", error.message)) from None
 
 
 def _settle(op: Any, grads: Any, step: Any) -> Any:

@@ -1,11 +1,11 @@
 """EmbeddingBag: bags of ids to one row each, the place of ``torch.nn.EmbeddingBag``."""
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 
 from embstore import ArgumentError, ArgumentTypeError, Table
-from embstore._adapters import check_padding, table_of
+from embstore._adapters import Mode, check_mode, check_padding, table_of
 from embstore.torch import compiled
 from embstore.torch.crossing import dtype_of, read
 from embstore.torch.dense import DenseEmbeddingBag, dense_rows, pretrained_table
@@ -13,9 +13,6 @@ from embstore.torch.inputs import Ids, as_ids, check_offsets, check_weights
 from embstore.torch.lookup import BagsOf, RowsOf, bags_of, pooled_by_torch, read_bags
 from embstore.torch.module import TableModule
 from embstore.torch.parameter import TableParameter
-
-Mode = Literal["sum", "mean", "sqrtn"]
-MODES = ("sum", "mean", "sqrtn")
 
 
 class EmbeddingBag(TableModule):
@@ -213,11 +210,3 @@ class EmbeddingBag(TableModule):
         padding = "" if self.padding_id is None else f", padding_id={self.padding_id}"
         fused = ", fused=True" if self.fused else ""
         return f"{self.table!r}, mode={self.mode!r}{padding}{fused}"
-
-
-def check_mode(mode: Any, where: str) -> Mode:
-    """Return a mode of pooling that tables have."""
-    if mode not in MODES:
-        error = ArgumentError if isinstance(mode, str) else ArgumentTypeError
-        raise error(f"{where}: mode must be one of {list(MODES)}, got {mode!r}")
-    return mode

@@ -1,7 +1,7 @@
 """The step that tables of one model share: what age, eviction and schedules count in."""
 
-from embstore import ArgumentError, Table
-from embstore._adapters import step_behind
+from embstore import Table
+from embstore._adapters import check_step, step_behind
 
 
 class Clock:
@@ -34,9 +34,7 @@ class Clock:
 
     def set(self, now: int) -> None:
         """Set the step."""
-        if isinstance(now, bool) or not isinstance(now, int) or not 0 <= now < 2**63:
-            raise ArgumentError(f"the step must be an int from 0 to 2**63 - 1, got {now!r}")
-        self._now = now
+        self._now = check_step(now)
         self._is_past = False
 
     def at_lookup(self) -> int:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from embstore import ArgumentError, Store, Table
-from embstore._adapters import check_padding
+from embstore._adapters import Mode, check_mode, check_padding
 from embstore.torch import compiled
-from embstore.torch.bag import Mode, check_mode
 from embstore.torch.crossing import dtype_of, keys_of, rows_of
 from embstore.torch.gradients import Bags
 from embstore.torch.inputs import Ids, KeyedTensor, check_offsets, ids_by_feature

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from embstore.torch.bag import Mode
+from embstore._adapters import Mode
 from embstore.torch.collection import EmbeddingBagCollection, EmbeddingCollection, Tables, as_bags
 from embstore.torch.gradients import Bags
 from embstore.torch.inputs import Ids, KeyedTensor, ids_by_feature

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from embstore import Store, Table
-from embstore.torch.bag import EmbeddingBag, Mode
+from embstore._adapters import Mode
+from embstore.torch.bag import EmbeddingBag
 from embstore.torch.embedding import Embedding
 from embstore.torch.gradients import Bags
 from embstore.torch.inputs import Ids, as_ids, check_offsets
